@@ -1,0 +1,45 @@
+# make demo    set up and run the main job on built-in speech
+# make check   set up and pass everything that CI runs
+# make fix     format, mend what can be mended, regenerate the reference pages
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+
+.PHONY: demo check fix lint types test docs golden
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@ $(VENV)/installed
+
+demo: $(VENV)/installed
+	$(BIN)/distilkit demo
+
+check: lint types docs test
+
+lint: $(VENV)/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/codespell distilkit recipes docs tests *.md
+
+types: $(VENV)/ready
+	$(BIN)/mypy
+
+docs: $(VENV)/ready
+	$(BIN)/python docs/reference/generate.py --check
+
+test: $(VENV)/ready
+	$(BIN)/pytest -n 2
+
+fix: $(VENV)/ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/python docs/reference/generate.py
+
+golden: $(VENV)/ready
+	$(BIN)/python tests/golden/make.py

@@ -1,0 +1,5 @@
+"""`python -m distilkit` is `distilkit`."""
+
+from distilkit.cli import main
+
+main()

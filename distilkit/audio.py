@@ -1,0 +1,298 @@
+"""Samples and frames, and decoding to mono 16 kHz: nothing else.
+
+libsndfile reads what it reads exactly; PyAV (FFmpeg) reads the rest: mp3 always, because libsndfile
+stops early in variable-rate files without a header, and whatever libsndfile refuses or cannot
+finish. Resampling is soxr's HQ filter. Everything streams: no recording is ever whole in memory.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+
+from distilkit.errors import DistilkitError
+
+SAMPLE_RATE = 16_000  # Hz, what every HuBERT hears
+FRAME_SAMPLES = 400  # samples that the conv front end needs for one frame (25 ms)
+HOP_SAMPLES = 320  # samples from one frame to the next (20 ms)
+FRAME_RATE = SAMPLE_RATE // HOP_SAMPLES  # frames per second
+assert FRAME_RATE * HOP_SAMPLES == SAMPLE_RATE
+
+BLOCK_SECONDS = 30.0  # how much is decoded at once
+
+Samples = npt.NDArray[np.float32]
+
+SNDFILE_SUFFIXES = frozenset(
+    [
+        ".wav",
+        ".wave",
+        ".flac",
+        ".ogg",
+        ".oga",
+        ".opus",
+        ".aif",
+        ".aiff",
+        ".aifc",
+        ".au",
+        ".snd",
+        ".caf",
+        ".w64",
+        ".rf64",
+        ".bwf",
+        ".voc",
+        ".sph",
+        ".nist",
+        ".pvf",
+        ".xi",
+        ".htk",
+        ".sd2",
+        ".paf",
+        ".svx",
+        ".iff",
+    ]
+)
+FFMPEG_SUFFIXES = frozenset(
+    [
+        ".mp3",
+        ".mp2",
+        ".m4a",
+        ".m4b",
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".aac",
+        ".webm",
+        ".mkv",
+        ".mka",
+        ".weba",
+        ".avi",
+        ".wma",
+        ".wmv",
+        ".wv",
+        ".ac3",
+        ".eac3",
+        ".g722",
+        ".amr",
+        ".3gp",
+        ".3g2",
+        ".mpg",
+        ".mpeg",
+        ".ts",
+        ".flv",
+        ".ape",
+        ".tta",
+        ".dts",
+        ".ogv",
+        ".gsm",
+        ".spx",
+    ]
+)
+SUFFIXES = SNDFILE_SUFFIXES | FFMPEG_SUFFIXES
+HEADERLESS = {".g722": "g722"}  # suffixes whose FFmpeg format has to be named
+SEEKABLE = frozenset({"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "OGG"})
+STREAMED_SIZES = frozenset({0, 0x7FFFFFFF, 0xFFFFFFFF})  # what recorders write before they know
+LOST_PACKETS = 2  # a tag at either end of an mp3 does not decode; more is damage
+
+
+def frames(samples: int) -> int:
+    """Frames that HuBERT's conv front end makes of `samples` at 16 kHz."""
+    return 0 if samples < FRAME_SAMPLES else (samples - FRAME_SAMPLES) // HOP_SAMPLES + 1
+
+
+def samples(frames: int) -> int:
+    """The least samples at 16 kHz that give `frames` frames."""
+    return 0 if frames < 1 else (frames - 1) * HOP_SAMPLES + FRAME_SAMPLES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What libsndfile reads in a file's header, before anything is decoded."""
+
+    samples: int  # at the file's own rate
+    rate: int  # Hz
+    channels: int
+    format: str  # libsndfile's name, as in `FLAC`
+    exact: bool  # already mono 16 kHz, and seeking in it is exact
+
+
+@dataclass(kw_only=True)
+class Sound:
+    """An opened file: its header, and its sound as it streams."""
+
+    header: Header | None  # None where FFmpeg reads the file
+    blocks: Iterator[Samples] = field(default_factory=lambda: iter(()))  # mono, 16 kHz
+    repaired: bool = False  # True once libsndfile has failed on the sound and FFmpeg took over
+
+
+def decode(path: Path) -> Sound:
+    """Open a file of any format to stream it as mono float32 blocks at 16 kHz.
+
+    A file that libsndfile opens and cannot finish is finished by FFmpeg, and what comes out counts
+    only if it is every sample that the header promises.
+
+    Raises:
+        DistilkitError: no permission, no bytes, unknown format, fewer bytes than the header
+            promises; from the blocks: damaged, or values that are not finite numbers.
+    """
+    try:
+        empty = path.stat().st_size == 0
+    except OSError as error:
+        raise DistilkitError(f"cannot open `{path}`: {error.strerror}") from error
+    if empty:
+        raise DistilkitError(f"`{path}` is empty (0 bytes)")
+    if path.suffix.lower() not in FFMPEG_SUFFIXES:
+        try:
+            file = soundfile.SoundFile(path)
+        except soundfile.LibsndfileError:
+            if not os.access(path, os.R_OK):
+                raise DistilkitError(f"cannot open `{path}`: Permission denied") from None
+        else:
+            known = _header(path, file)
+            sound = Sound(header=known)
+            sound.blocks = _finite(path, _sndfile_blocks(path, file, sound))
+            return sound
+    return Sound(header=None, blocks=_finite(path, _ffmpeg_blocks(path)))
+
+
+def load(path: Path) -> Samples:
+    """A whole file as mono float32 samples at 16 kHz, (S,).
+
+    Raises:
+        DistilkitError: as `decode`.
+    """
+    return np.concatenate([np.zeros(0, np.float32), *decode(path).blocks])
+
+
+def _header(path: Path, file: soundfile.SoundFile) -> Header:
+    for name, promised, present in re.findall(
+        r"(\w+(?: \w+)?)\s*: (\d+) \(should be (\d+)\)", file.extra_info
+    ):
+        # A wrong outer size is harmless where the sound itself is counted separately.
+        inner = name in ("data", "SSND", "Data Size") or file.format in ("W64", "RF64")
+        if inner and int(promised) not in STREAMED_SIZES and int(promised) > int(present) + 1:
+            file.close()
+            raise DistilkitError(f"`{path}` is truncated: {present} of {promised} bytes are there")
+    return Header(
+        samples=file.frames,
+        rate=file.samplerate,
+        channels=file.channels,
+        format=file.format,
+        exact=file.samplerate == SAMPLE_RATE
+        and file.channels == 1
+        and file.format in SEEKABLE
+        and file.seekable(),
+    )
+
+
+def _finite(path: Path, stream: Iterator[Samples]) -> Iterator[Samples]:
+    for block in stream:
+        if len(block) and not np.isfinite([block.max(), block.min()]).all():
+            raise DistilkitError(f"`{path}` holds values that are not finite numbers (NaN or inf)")
+        yield block
+
+
+def _sndfile_blocks(path: Path, file: soundfile.SoundFile, sound: Sound) -> Iterator[Samples]:
+    known = sound.header
+    assert known is not None
+    done = 0
+    try:
+        with file:
+            read = file.blocks(int(BLOCK_SECONDS * known.rate), dtype="float32", always_2d=True)
+            for block in _resampled((known.rate, _mono(block)) for block in read):
+                done += len(block)
+                yield block
+        return
+    except soundfile.LibsndfileError as error:
+        damage = str(error)
+    sound.repaired = True
+    promised = known.samples * SAMPLE_RATE // known.rate
+    found = 0
+    for block in _ffmpeg_blocks(path):
+        fresh = block[max(0, done - found) :]
+        found += len(block)
+        if len(fresh):
+            yield fresh
+    if abs(found - promised) > 1:
+        raise DistilkitError(
+            f"`{path}` is damaged: {found / SAMPLE_RATE:.2f} s of "
+            f"{promised / SAMPLE_RATE:.2f} s decode ({damage})"
+        )
+
+
+def _ffmpeg_blocks(path: Path) -> Iterator[Samples]:
+    import av  # 0.2 s to import, and most collections never need it
+
+    try:
+        yield from _resampled(_ffmpeg_frames(path))
+    except av.FFmpegError as error:
+        raise DistilkitError(
+            f"`{path}` cannot be decoded: {error.strerror or type(error).__name__}"
+        ) from error
+
+
+def _ffmpeg_frames(path: Path) -> Iterator[tuple[int, Samples]]:
+    """Mono frames with their rate, collected to blocks of about a second."""
+    import av
+
+    with av.open(str(path), format=HEADERLESS.get(path.suffix.lower())) as container:
+        if not container.streams.audio:
+            raise DistilkitError(f"`{path}` has no audio stream")
+        stream = container.streams.audio[0]
+        shape, resampler, lost, packets = None, None, 0, 0
+        parts: list[Samples] = []
+        for packet in container.demux(stream):
+            packets += 1
+            try:
+                decoded = packet.decode()
+            except av.FFmpegError:
+                lost += 1
+                continue
+            for frame in decoded:
+                if (frame.sample_rate, frame.layout.name, frame.format.name) != shape:
+                    if parts and shape:
+                        yield shape[0], np.concatenate(parts)
+                    parts = []
+                    shape = (frame.sample_rate, frame.layout.name, frame.format.name)
+                    resampler = av.AudioResampler(format="fltp")
+                assert resampler is not None
+                frame.pts = None
+                parts += [
+                    _mono(out.to_ndarray().T.astype(np.float32))
+                    for out in resampler.resample(frame)
+                ]
+                if shape and sum(map(len, parts)) >= shape[0]:
+                    yield shape[0], np.concatenate(parts)
+                    parts = []
+        if parts and shape:
+            yield shape[0], np.concatenate(parts)
+        if lost > LOST_PACKETS or shape is None:
+            raise DistilkitError(f"`{path}` is damaged: {lost} of {packets} packets do not decode")
+
+
+def _resampled(stream: Iterator[tuple[int, Samples]]) -> Iterator[Samples]:
+    """Bring (rate, samples) pairs to 16 kHz; a new rate in mid-stream starts a new resampler."""
+    rate, resampler = SAMPLE_RATE, None
+    for new_rate, block in stream:
+        if new_rate != rate:
+            if resampler is not None:
+                yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+            rate = new_rate
+            resampler = None
+            if rate != SAMPLE_RATE:
+                resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+        yield block if resampler is None else resampler.resample_chunk(block)
+    if resampler is not None:
+        yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+
+
+def _mono(sound_SC: npt.NDArray[np.float32]) -> Samples:
+    if sound_SC.shape[1] == 1:
+        return sound_SC[:, 0]
+    mixed: Samples = sound_SC.mean(axis=1, dtype=np.float32)
+    return mixed

@@ -1,0 +1,163 @@
+"""Cuts to batches under a budget of seconds; any step can be reached at once, so resume is exact.
+
+Which windows an optimizer step sees is a pure function of (windows, seconds, seed, step): an epoch
+is a permutation, cut into steps of nearly equal seconds. docs/decisions/0002 says why this is not
+one of lhotse's samplers.
+
+Letters in names: B clips in a batch, S samples.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from lhotse import MonoCut
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from distilkit.audio import SAMPLE_RATE, frames
+from distilkit.errors import DistilkitError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """A micro-batch: what is in memory at once."""
+
+    ids: tuple[str, ...]
+    wave_BS: Tensor  # float32, 16 kHz, zeros behind each clip's end
+    lengths: tuple[int, ...]  # samples of each clip
+
+    @property
+    def frames(self) -> int:
+        """Frames of all clips, padding left out."""
+        return sum(frames(length) for length in self.lengths)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of audio, padding left out."""
+        return sum(self.lengths) / SAMPLE_RATE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Which windows each optimizer step sees.
+
+    Args:
+        lengths: samples of every window.
+        seconds: audio per optimizer step; a pass is cut into equal steps as near to it as it goes.
+        micro_seconds: audio in memory at once, padding counted; one window always fits.
+        seed: decides the order.
+        rank, ranks: which of several processes this is; each takes an equal share of every step.
+    """
+
+    lengths: Sequence[int]
+    seconds: float
+    micro_seconds: float
+    seed: int
+    rank: int = 0
+    ranks: int = 1
+
+    @property
+    def steps_per_pass(self) -> int:
+        """Optimizer steps in one pass over the windows."""
+        steps = round(sum(self.lengths) / SAMPLE_RATE / self.seconds)
+        return max(1, min(steps, len(self.lengths) // self.ranks))
+
+    def step(self, number: int) -> list[list[int]]:
+        """The micro-batches of optimizer step `number` (from 1), as indices of windows."""
+        epoch, place = divmod(number - 1, self.steps_per_pass)
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.lengths))
+        sizes = np.asarray(self.lengths, dtype=np.int64)[order]
+        ends = sizes.cumsum()
+        steps = self.steps_per_pass
+        edges = np.searchsorted(ends, ends[-1] * np.arange(1, steps) / steps) + 1
+        # Every step gets a window for each process, whatever their lengths.
+        least = self.ranks * np.arange(1, steps)
+        edges = np.maximum.accumulate(np.maximum(edges, least) - least) + least
+        edges = np.minimum(edges, len(order) - self.ranks * np.arange(steps - 1, 0, -1))
+        first = 0 if place == 0 else int(edges[place - 1])
+        last = len(order) if place == steps - 1 else int(edges[place])
+        chosen = sorted(order[first:last].tolist(), key=lambda i: (-self.lengths[i], i))
+        return self._micro(chosen[self.rank :: self.ranks])
+
+    def _micro(self, chosen: Sequence[int]) -> list[list[int]]:
+        """Windows, longest first, in groups whose padded size stays below `micro_seconds`."""
+        groups: list[list[int]] = []
+        for index in chosen:
+            longest = self.lengths[groups[-1][0]] if groups else 0
+            if groups and (len(groups[-1]) + 1) * longest <= self.micro_seconds * SAMPLE_RATE:
+                groups[-1].append(index)
+            else:
+                groups.append([index])
+        return groups
+
+
+def in_order(lengths: Sequence[int], micro_seconds: float) -> list[list[int]]:
+    """All windows once, in micro-batches of similar lengths: for validation and embeddings."""
+    chosen = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    return Schedule(lengths=lengths, seconds=1.0, micro_seconds=micro_seconds, seed=0)._micro(
+        chosen
+    )
+
+
+class Windows(Dataset[Batch]):
+    """Micro-batches by list of window indices."""
+
+    def __init__(self, cuts: Sequence[MonoCut]) -> None:
+        self.cuts = cuts
+
+    def __getitem__(self, chosen: list[int]) -> Batch:
+        """Load the chosen windows."""
+        return load([self.cuts[index] for index in chosen])
+
+
+class _Steps(Sampler[list[int]]):
+    def __init__(self, schedule: Schedule, first: int, last: int) -> None:
+        self.schedule, self.first, self.last = schedule, first, last
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for number in range(self.first, self.last + 1):
+            yield from self.schedule.step(number)
+
+
+def stream(
+    cuts: Sequence[MonoCut], schedule: Schedule, *, first: int, last: int, workers: int
+) -> Iterator[list[Batch]]:
+    """The micro-batches of optimizer steps `first` to `last`, a list for each step.
+
+    With `workers`, that many processes load ahead; the batches are the same.
+    """
+    loader = DataLoader(
+        Windows(cuts),
+        sampler=_Steps(schedule, first, last),
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+    )
+    batches = iter(loader)
+    for number in range(first, last + 1):
+        yield [next(batches) for _ in schedule.step(number)]
+
+
+def load(cuts: Sequence[MonoCut]) -> Batch:
+    """Read windows into a micro-batch.
+
+    Raises:
+        DistilkitError: a file is gone or no longer what it was.
+    """
+    clips = []
+    for cut in cuts:
+        try:
+            clips.append(torch.from_numpy(cut.load_audio()[0]))
+        except Exception as error:  # lhotse wraps whatever its backends raise
+            name = cut.recording.sources[0].source
+            raise DistilkitError(
+                f"`{name}` can no longer be read", "put it back and type the command with --resume"
+            ) from error
+    lengths = tuple(len(clip) for clip in clips)
+    return Batch(
+        ids=tuple(cut.id for cut in cuts),
+        wave_BS=torch.nn.utils.rnn.pad_sequence(clips, batch_first=True),
+        lengths=lengths,
+    )

@@ -1,0 +1,111 @@
+"""`distilkit inspect`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def inspect(
+    path: Annotated[
+        str, typer.Argument(help="A checkpoint, a run, an audio file or folder, a hub id.")
+    ],
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Say what a checkpoint, a run or a folder of audio is, without changing anything.
+
+    `distilkit inspect ./my_audio`
+    """
+    from distilkit.cli import console
+
+    facts = _run(path) or _audio(path) or _model(path)
+    if json:
+        console.document(facts)
+        return
+    rows = [(key, _text(value)) for key, value in facts.items() if key != "files left out"]
+    console.show(console.table("", ("what", "value"), rows), to_result=True)
+    for item in facts.get("files left out", []):
+        console.result(f"left out {item['path']}: {item['reason']}")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_text(number)}" for name, number in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
+
+
+def _run(name: str) -> dict[str, Any] | None:
+    from distilkit.runs import Run
+
+    run = Run(Path(name))
+    if not run.exists:
+        return None
+    facts, rows = run.read(), run.rows("metrics.jsonl")
+    valid = [row for row in rows if "valid" in row]
+    return {
+        "is": "a distillation run",
+        "state": "finished" if run.finished else "not finished",
+        "steps": f"{rows[-1]['step'] if rows else 0} of {facts['plan']['steps']}",
+        "teacher": facts["teacher"]["name"],
+        "audio": facts["audio"],
+        "train seconds": facts["train_seconds"],
+        "held-out seconds": facts["valid_seconds"],
+        "left out": facts["skipped"],
+        "loss": {f"step {row['step']}": round(row["loss"], 4) for row in rows[:1] + rows[-1:]},
+        "held-out loss": {
+            f"step {row['step']}": round(row["valid"]["loss"], 4) for row in valid[:1] + valid[-1:]
+        },
+        "versions": facts["versions"],
+    }
+
+
+def _audio(name: str) -> dict[str, Any] | None:
+    from dataclasses import asdict
+
+    from distilkit import data
+    from distilkit.audio import SUFFIXES
+    from distilkit.cli import console
+    from distilkit.config import Data
+
+    path = Path(name)
+    if path.is_dir() and not any(item.audio for item in data.find([path])):
+        return None
+    if not path.exists() or (path.is_file() and path.suffix.lower() not in SUFFIXES):
+        return None
+    collection = data.collect([path], Data(valid_fraction=0.0), track=console.track)
+    longest = max(cut.recording.duration for cut in collection.train)
+    return {
+        "is": "audio",
+        "recordings": collection.recordings,
+        "hours": round(collection.train_seconds / 3600, 4),
+        "windows": len(collection.train),
+        "longest recording in seconds": round(longest, 2),
+        "formats": collection.formats,
+        "left out": dict(collection.reasons()),
+        "files left out": [asdict(item) for item in collection.skipped],
+    }
+
+
+def _model(name: str) -> dict[str, Any]:
+    from distilkit import teachers
+    from distilkit.students import parameters
+
+    encoder, checkpoint = teachers.load(name)
+    shape = encoder.model.config
+    return {
+        "is": "a HuBERT encoder",
+        "format": checkpoint.format,
+        "source": checkpoint.source,
+        "parameters": f"{parameters(encoder.model) / 1e6:.2f} M",
+        "transformer layers": encoder.depth,
+        "width": encoder.width,
+        "conv front end": f"{len(shape.conv_dim)} layers, {max(shape.conv_dim)} wide",
+        "norm of the front end": shape.feat_extract_norm,
+        "stable layer norm": bool(shape.do_stable_layer_norm),
+        "waveform normalised": encoder.normalise,
+        "notes": list(checkpoint.notes),
+    }

@@ -1,0 +1,456 @@
+"""Embeddings of files and folders: exact in any batch, long files at flat memory, resumable.
+
+Letters in names: B clips in a batch, S samples, T frames, L layers, D width.
+"""
+
+import json
+import os
+import shutil
+import struct
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from distilkit import config
+from distilkit.audio import FRAME_SAMPLES, HOP_SAMPLES, SAMPLE_RATE, Samples, decode, frames
+from distilkit.batches import in_order
+from distilkit.data import Found, Skipped, Tracker, find, untracked
+from distilkit.encoder import Encoder, encode
+from distilkit.errors import DistilkitError
+from distilkit.runs import discard, newest_run, replacing, write_text
+
+DEFAULT_MODEL = "ntu-spml/distilhubert"
+WINDOW_SECONDS = 30.0  # recordings up to this are embedded whole, longer ones in such windows
+CONTEXT_SECONDS = 2.0  # of each window that only serve its neighbours' edges
+BATCH_SECONDS = 30.0  # audio in memory at once, padding counted
+POOL_SECONDS = 480.0  # read ahead, so that clips of similar length share a batch
+INDEX = "embeddings.jsonl"
+SETTINGS = "embeddings.json"
+
+Frames = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """One file's embedding, on disk."""
+
+    id: str
+    source: str
+    output: str
+    shape: tuple[int, ...]
+    seconds: float
+    stamp: str  # size and time of the source, to notice changes
+
+
+def default_model() -> str:
+    """The student of the newest finished run under `./runs`, else DistilHuBERT on the hub."""
+    newest = newest_run(Path("runs"), finished=True)
+    return str(newest.folder / "student") if newest else DEFAULT_MODEL
+
+
+def layer_numbers(layer: str, depth: int) -> list[int]:
+    """`last`, `all` or a number as a list of layers; 0 is the input of the first layer.
+
+    Raises:
+        DistilkitError: the model has no such layer.
+    """
+    if layer == "last":
+        return [depth]
+    if layer == "all":
+        return list(range(depth + 1))
+    if not layer.isdecimal() or int(layer) > depth:
+        raise DistilkitError(
+            f"`--layer {layer}`: this model has layers 0 to {depth}",
+            "--layer last, --layer all, --layer 1",
+        )
+    return [int(layer)]
+
+
+def embed(
+    inputs: Sequence[str | Path],
+    encoder: Encoder,
+    *,
+    layer: str = "last",
+    pool: config.Pool = "none",
+    out: Path | None = None,
+    format: config.EmbeddingFormat = "npy",
+    name: str = "",
+    device: str = "cpu",
+    track: Tracker = untracked,
+) -> tuple[list[Embedded], list[Skipped], Path]:
+    """Embed files and folders and write the results.
+
+    A single file gives one array at `out` (`NAME.npy` in the current folder when None). Otherwise
+    `npy` gives a folder of arrays at the inputs' relative paths, and the other formats one file
+    with the ids as keys. What an earlier, interrupted call has finished is kept.
+
+    Args:
+        inputs: audio files, folders, lhotse manifests.
+        encoder: the model.
+        layer: `last`, `all`, or a number from 0 to the model's depth.
+        pool: `none` for frames (T, D), `mean` for one vector (D,); with `all`, (L, T, D) or (L, D).
+        out: where to write.
+        format: `npy`, `npz`, `safetensors` or `parquet`.
+        name: the model's name, to notice when `out` holds another model's embeddings.
+        device: torch device to compute on.
+        track: wraps an iterable to show progress.
+
+    Returns:
+        what was embedded, what was skipped, and the file or folder that holds the results.
+
+    Raises:
+        DistilkitError: an input is missing, nothing could be embedded, `out` holds something else.
+    """
+    layers = layer_numbers(layer, encoder.depth)
+    if format == "parquet":
+        _parquet()
+    found = list(find(inputs))
+    single = len(inputs) == 1 and len(found) == 1 and not Path(inputs[0]).is_dir()
+    stem = Path(inputs[0]).stem if single else "embeddings"
+    target = out or Path(stem if format == "npy" and not single else f"{stem}.{format}")
+    alone = single and format == "npy" and (out is None or out.suffix == ".npy")
+    settings = {"model": name, "layers": layers, "pool": pool, "format": format}
+    folder = target if format == "npy" else target.with_name(f".{target.name}.parts")
+    if alone:
+        folder = target.parent
+        outputs = {found[0].id: target.name}
+        done: dict[str, Embedded] = {}
+    else:
+        outputs = _output_names(found)
+        done = _reopen(folder, settings, target)
+    encoder.model.to(device).eval()
+    embedded: list[Embedded] = []
+    skipped: list[Skipped] = []
+    results = _embed_all(
+        found, encoder, layers, layer == "all", pool, folder, outputs, done, device
+    )
+    for result in track(results, description="embedding", total=len(found)):
+        if isinstance(result, Skipped):
+            skipped.append(result)
+            continue
+        embedded.append(result)
+        if not alone and result.id not in done:
+            with (folder / INDEX).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(result), ensure_ascii=False) + "\n")
+    if not embedded:
+        if not alone and not done:
+            _remove_if_empty(folder)
+        shown = "".join(f"\n  {item.path}: {item.reason}" for item in skipped[:5])
+        names = ", ".join(f"`{item}`" for item in inputs)
+        raise DistilkitError(f"nothing to embed in {names}{shown}", "distilkit inspect FOLDER")
+    order = {item.id: place for place, item in enumerate(found)}
+    embedded.sort(key=lambda item: order[item.id])
+    if format != "npy":
+        with replacing(target) as beside:
+            PACKERS[format](folder, embedded, beside)
+        discard(folder)
+    return embedded, skipped, target
+
+
+# --------------------------------------------------------------------------------------- computing
+
+
+def _embed_all(
+    found: Sequence[Found],
+    encoder: Encoder,
+    layers: Sequence[int],
+    stacked: bool,
+    pool: config.Pool,
+    folder: Path,
+    outputs: dict[str, str],
+    done: dict[str, Embedded],
+    device: str,
+) -> Iterator[Embedded | Skipped]:
+    waiting: list[tuple[Found, Samples]] = []
+
+    def write(item: Found, pieces: Iterator[Frames], samples: Callable[[], int]) -> Embedded:
+        shape = _write(folder / outputs[item.id], pieces, stacked, pool)
+        return Embedded(
+            id=item.id,
+            source=str(item.path),
+            output=outputs[item.id],
+            shape=shape,
+            seconds=round(samples() / SAMPLE_RATE, 3),
+            stamp=_stamp(item.path),
+        )
+
+    def flush() -> Iterator[Embedded]:
+        clips = [clip for _, clip in waiting]
+        for chosen in in_order([len(clip) for clip in clips], BATCH_SECONDS):
+            results = encode_clips([clips[i] for i in chosen], encoder, layers, device)
+            for i, result_LTD in zip(chosen, results, strict=True):
+                yield write(waiting[i][0], iter([result_LTD]), clips[i].__len__)
+        waiting.clear()
+
+    for item in found:
+        if not item.audio:
+            suffix = item.path.suffix.lower() or "no suffix"
+            yield Skipped(
+                path=str(item.path), reason=f"not an audio file ({suffix})", kind="not audio"
+            )
+            continue
+        try:
+            if item.id in done and done[item.id].stamp == _stamp(item.path):
+                yield done[item.id]
+                continue
+            stream = _Stream(decode(item.path).blocks)
+            head = stream.take(int(WINDOW_SECONDS * SAMPLE_RATE) + 1)
+            if len(head) < FRAME_SAMPLES:
+                raise DistilkitError(
+                    f"{len(head) / SAMPLE_RATE:.3f} s is shorter than one frame (0.025 s)"
+                )
+            if len(head) > WINDOW_SECONDS * SAMPLE_RATE:
+                pieces = encode_stream(head, stream, encoder, layers, device)
+                yield write(item, pieces, lambda stream=stream: stream.samples)  # type: ignore[misc]
+                continue
+        except DistilkitError as error:
+            yield Skipped(path=str(item.path), reason=error.about(item.path), kind="unusable")
+            continue
+        waiting.append((item, head))
+        if sum(len(clip) for _, clip in waiting) >= POOL_SECONDS * SAMPLE_RATE:
+            yield from flush()
+    yield from flush()
+
+
+class _Stream:
+    """Blocks of samples, read as asked for, and how many there were."""
+
+    def __init__(self, blocks: Iterator[Samples]) -> None:
+        self.samples = 0
+        self._blocks = blocks
+
+    def take(self, least: int) -> Samples:
+        """At least so many samples, or what is left."""
+        taken: list[Samples] = [np.zeros(0, np.float32)]
+        while sum(map(len, taken)) < least:
+            block = next(self._blocks, None)
+            if block is None:
+                break
+            self.samples += len(block)
+            taken.append(block)
+        return np.concatenate(taken)
+
+
+def encode_clips(
+    clips: Sequence[Samples], encoder: Encoder, layers: Sequence[int], device: str
+) -> list[Frames]:
+    """Chosen layers of whole clips, (L, T, D) each; no clip depends on the others.
+
+    Args:
+        clips: mono float32 samples at 16 kHz, at least `FRAME_SAMPLES` each.
+        encoder: the model, on `device` and in evaluation mode.
+        layers: from 0 to the model's depth.
+        device: torch device.
+    """
+    wave_BS = torch.nn.utils.rnn.pad_sequence(
+        [torch.from_numpy(np.ascontiguousarray(clip)) for clip in clips], batch_first=True
+    )
+    lengths = [len(clip) for clip in clips]
+    with torch.inference_mode():
+        hidden = encode(encoder, wave_BS.to(device), lengths, layers)
+        stacked_LBTD = torch.stack(hidden).float().cpu()
+    return [stacked_LBTD[:, i, : frames(n)].numpy() for i, n in enumerate(lengths)]
+
+
+def encode_stream(
+    head: Samples, stream: _Stream, encoder: Encoder, layers: Sequence[int], device: str
+) -> Iterator[Frames]:
+    """Chosen layers of a long recording, piece by piece, (L, t, D) each, at flat memory.
+
+    Windows of `WINDOW_SECONDS` overlap by twice `CONTEXT_SECONDS`; of an overlap each side keeps its
+    half, so every frame has at least that much sound on both sides of it.
+    """
+    window = int(WINDOW_SECONDS * SAMPLE_RATE)
+    context = int(CONTEXT_SECONDS * SAMPLE_RATE) // HOP_SAMPLES
+    waiting, lead = head, 0
+    while True:
+        waiting = np.concatenate([waiting, stream.take(window + 1 - len(waiting))])
+        last = len(waiting) <= window
+        (piece_LTD,) = encode_clips([waiting[:window]], encoder, layers, device)
+        end = piece_LTD.shape[1] - (0 if last else context)
+        if end > lead:
+            yield piece_LTD[:, lead:end]
+        if last:
+            return
+        waiting = waiting[(end - context) * HOP_SAMPLES :]
+        lead = context
+
+
+# --------------------------------------------------------------------------------------- writing
+
+
+def _write(
+    path: Path, pieces: Iterator[Frames], stacked: bool, pool: config.Pool
+) -> tuple[int, ...]:
+    """Write pieces (L, t, D) as one .npy array, whole, at flat memory; returns its shape.
+
+    The array is (L, T, D) when `stacked`, else (T, D); without T when pooled.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as beside:
+        if pool == "mean":
+            total, count = np.zeros(()), 0
+            for piece_LTD in pieces:
+                total = total + piece_LTD.sum(1, dtype=np.float64)
+                count += piece_LTD.shape[1]
+            pooled = (total / count).astype(np.float32)
+            pooled = pooled if stacked else pooled[0]
+            with beside.open("wb") as file:
+                np.save(file, pooled)
+            return pooled.shape
+        parts: list[Path] = []
+        frames_written, width = 0, 0
+        try:
+            for piece_LTD in pieces:
+                if not parts:
+                    parts = [beside.with_name(f"{beside.name}.{i}") for i in range(len(piece_LTD))]
+                for part, rows in zip(parts, piece_LTD, strict=True):
+                    with part.open("ab") as file:
+                        file.write(np.ascontiguousarray(rows).data)
+                frames_written, width = frames_written + piece_LTD.shape[1], piece_LTD.shape[2]
+            shape = (len(parts), frames_written, width) if stacked else (frames_written, width)
+            with beside.open("wb") as file:
+                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                for part in parts:
+                    with part.open("rb") as source:
+                        shutil.copyfileobj(source, file, 1 << 20)
+        finally:
+            for part in parts:
+                part.unlink(missing_ok=True)
+    return shape
+
+
+def _output_names(found: Sequence[Found]) -> dict[str, str]:
+    """`a/b.flac` becomes `a/b.npy`; where two would meet, both keep their full name."""
+    stems = Counter(os.path.splitext(item.id)[0] for item in found if item.audio)
+    names = {}
+    for item in found:
+        stem = os.path.splitext(item.id)[0]
+        names[item.id] = f"{stem}.npy" if stems[stem] == 1 else f"{item.id}.npy"
+    return names
+
+
+def _stamp(path: Path) -> str:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DistilkitError(f"cannot open `{path}`: {error.strerror}") from error
+    return f"{status.st_size}:{status.st_mtime_ns}"
+
+
+def _reopen(folder: Path, settings: dict[str, Any], target: Path) -> dict[str, Embedded]:
+    """What an earlier call with the same settings has finished in `folder`, which is made if new.
+
+    Raises:
+        DistilkitError: the place is taken by something else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise DistilkitError(f"`{folder}` is a file", "another --out")
+    if folder.is_dir() and any(folder.iterdir()):
+        try:
+            there = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DistilkitError(
+                f"`{folder}` is not empty and holds no embeddings", "another --out"
+            ) from error
+        if there != settings:
+            changed = ", ".join(
+                f"{key} {there.get(key)} there, {value} here"
+                for key, value in settings.items()
+                if there.get(key) != value
+            )
+            raise DistilkitError(
+                f"`{target}` holds other embeddings: {changed}", "another --out, or remove it"
+            )
+        index = folder / INDEX
+        lines = index.read_text(encoding="utf-8").split("\n")[:-1] if index.is_file() else []
+        write_text(index, "".join(line + "\n" for line in lines))
+        rows = [Embedded(**{**json.loads(line)}) for line in lines]
+        return {row.id: row for row in rows if (folder / row.output).is_file()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DistilkitError(
+            f"cannot make `{folder}`: {error.strerror}", "another --out"
+        ) from error
+    write_text(folder / SETTINGS, json.dumps(settings, ensure_ascii=False, indent=2) + "\n")
+    return {}
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if {path.name for path in folder.iterdir()} <= {SETTINGS, INDEX}:
+        discard(folder)
+
+
+def _pack_npz(folder: Path, items: Sequence[Embedded], path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for item in items:
+            archive.write(folder / item.output, f"{item.id}.npy")
+
+
+def _pack_safetensors(folder: Path, items: Sequence[Embedded], path: Path) -> None:
+    """One tensor per id, streamed: safetensors' own writer wants all of them in memory."""
+    header: dict[str, Any] = {"__metadata__": {"format": "np"}}
+    at = 0
+    for item in items:
+        size = 4 * int(np.prod(item.shape))
+        header[item.id] = {
+            "dtype": "F32",
+            "shape": list(item.shape),
+            "data_offsets": [at, at + size],
+        }
+        at += size
+    text = json.dumps(header, ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for item in items:
+            array = np.load(folder / item.output, mmap_mode="r")
+            for start in range(0, array.shape[0], 4096):
+                file.write(np.ascontiguousarray(array[start : start + 4096]).data)
+
+
+def _parquet() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise DistilkitError(
+            "`--format parquet` needs pyarrow", "pip install 'distilkit[parquet]'"
+        ) from error
+    return pyarrow
+
+
+def _pack_parquet(folder: Path, items: Sequence[Embedded], path: Path) -> None:
+    """A row per vector: `id`, `layer` and `frame` where there are several, `embedding`."""
+    arrow = _parquet()
+    width = items[0].shape[-1]
+    fields = [
+        ("id", arrow.string()),
+        ("row", arrow.int64()),
+        ("embedding", arrow.list_(arrow.float32(), width)),
+    ]
+    with arrow.parquet.ParquetWriter(path, arrow.schema(fields)) as writer:
+        for item in items:
+            rows = np.load(folder / item.output, mmap_mode="r").reshape(-1, width)
+            for start in range(0, len(rows), 16_384):
+                part = np.ascontiguousarray(rows[start : start + 16_384])
+                vectors = arrow.FixedSizeListArray.from_arrays(arrow.array(part.reshape(-1)), width)
+                places = arrow.array(np.arange(start, start + len(part)))
+                ids = arrow.array([item.id] * len(part))
+                writer.write_table(arrow.table([ids, places, vectors], schema=arrow.schema(fields)))
+
+
+PACKERS: dict[str, Callable[[Path, Sequence[Embedded], Path], None]] = {
+    "npz": _pack_npz,
+    "safetensors": _pack_safetensors,
+    "parquet": _pack_parquet,
+}

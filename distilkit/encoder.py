@@ -1,0 +1,162 @@
+"""A HubertModel made exact: what a clip gives does not depend on the clips it is batched with.
+
+Base models normalise their first convolution over the whole time axis, padding included
+(`feat_extract_norm="group"`); stock transformers therefore moves a padded clip's output by tens of
+percent, mask or no mask. Here that norm runs over each clip's own frames, and the attention mask
+does the rest, so a padded clip equals the clip alone.
+
+Letters in names: B clips in a batch, S samples, T frames, L layers, C channels, D width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import group_norm, pad
+from transformers import HubertModel
+
+from distilkit.audio import frames
+
+
+class PaddedGroupNorm(nn.GroupNorm):
+    """A group norm over (B, C, T) whose statistics leave out the frames behind each clip's end.
+
+    Same parameters and names as `nn.GroupNorm`, so state dicts stay interchangeable.
+    """
+
+    lengths: list[int] | None = None  # frames of each clip; None where nothing is padded
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise each clip over its own frames; frames behind its end become 0."""
+        if self.lengths is None:
+            return super().forward(input)
+        longest = input.shape[-1]
+        return torch.cat(
+            [
+                pad(
+                    group_norm(
+                        input[i : i + 1, :, :n], self.num_groups, self.weight, self.bias, self.eps
+                    ),
+                    (0, longest - n),
+                )
+                for i, n in enumerate(self.lengths)
+            ]
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """A model, and whether it wants its waveform brought to zero mean and unit variance."""
+
+    model: HubertModel
+    normalise: bool  # `do_normalize` of the checkpoint's preprocessor
+
+    @property
+    def depth(self) -> int:
+        """Transformer layers of the model."""
+        return int(self.model.config.num_hidden_layers)
+
+    @property
+    def width(self) -> int:
+        """Size of a frame's vector, D."""
+        return int(self.model.config.hidden_size)
+
+
+def exact(model: HubertModel) -> HubertModel:
+    """Make a model padding-proof, in place, and return it; its state dict is unchanged."""
+    first = model.feature_extractor.conv_layers[0]
+    if model.config.feat_extract_norm == "group" and not isinstance(
+        first.layer_norm, PaddedGroupNorm
+    ):
+        old = first.layer_norm
+        new = PaddedGroupNorm(old.num_groups, old.num_channels, old.eps, old.affine)
+        new.weight, new.bias = old.weight, old.bias
+        first.layer_norm = new
+    return model
+
+
+def encode(
+    encoder: Encoder, wave_BS: Tensor, lengths: Sequence[int], layers: Sequence[int]
+) -> list[Tensor]:
+    """Hidden states of the chosen layers, one (B, T, D) each.
+
+    Layer 0 is the input of the first transformer layer and layer N the output of the Nth; the last
+    one is the model's `last_hidden_state`, behind its final norm (s3prl's convention, and that of
+    transformers before version 5, which matters for models with `do_stable_layer_norm`).
+    Frames behind a clip's end hold nothing of use; `frame_mask` says which.
+
+    Args:
+        encoder: the model, made padding-proof by `exact`.
+        wave_BS: mono float samples at 16 kHz, padded behind each clip's end.
+        lengths: samples of each clip, B numbers of at least `FRAME_SAMPLES`.
+        layers: which layers, from 0 to the model's depth.
+    """
+    model, depth = encoder.model, encoder.depth
+    wave_BS = prepare(wave_BS, lengths, encoder.normalise)
+    longest = wave_BS.shape[1]
+    padded = any(frames(length) != frames(longest) for length in lengths)
+    norm = (
+        model.feature_extractor.conv_layers[0].layer_norm
+        if model.config.feat_extract_norm == "group"
+        else None
+    )
+    if norm is not None:
+        assert isinstance(norm, PaddedGroupNorm), "the model was not made exact"
+        kernel, stride = model.config.conv_kernel[0], model.config.conv_stride[0]
+        equal = all(length == longest for length in lengths)
+        norm.lengths = None if equal else [(n - kernel) // stride + 1 for n in lengths]
+    mask_BS = None
+    if padded:
+        ends = torch.tensor(lengths, device=wave_BS.device)
+        mask_BS = (torch.arange(longest, device=wave_BS.device) < ends[:, None]).long()
+    inner = sorted({layer for layer in layers if layer != depth})
+    output = model(wave_BS, attention_mask=mask_BS, output_hidden_states=inner or None)
+    return [
+        output.last_hidden_state if layer == depth else output.hidden_states[layer]
+        for layer in layers
+    ]
+
+
+def prepare(wave_BS: Tensor, lengths: Sequence[int], normalise: bool) -> Tensor:
+    """Silence behind each clip's end, and zero mean and unit variance where the model wants it.
+
+    Source: Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm of transformers.
+    """
+    rows = []
+    for wave_S, length in zip(wave_BS, lengths, strict=True):
+        clip_S = wave_S[:length]
+        if normalise:
+            clip_S = (clip_S - clip_S.mean()) / torch.sqrt(clip_S.var(correction=0) + 1e-7)
+        rows.append(pad(clip_S, (0, wave_BS.shape[1] - length)))
+    return torch.stack(rows)
+
+
+def frame_mask(lengths: Sequence[int], width: int, device: torch.device) -> Tensor:
+    """Which frames belong to their clip: bool (B, T) for T = `width`."""
+    ends = torch.tensor([frames(length) for length in lengths], device=device)
+    return torch.arange(width, device=device) < ends[:, None]
+
+
+def truncate(encoder: Encoder, deepest: int) -> None:
+    """Drop the layers above the deepest one asked for, in place; the lower outputs stay the same.
+
+    The final norm of a model that is cut short belongs to a layer that is gone, so `encode` must be
+    asked for hidden states below the old depth only: the depth itself is kept in the config.
+    """
+    if deepest < encoder.depth:
+        encoder.model.encoder.layers = encoder.model.encoder.layers[:deepest]
+
+
+def scale_conv_gradients(model: HubertModel, factor: float) -> None:
+    """Scale the gradient that enters the conv front end by `factor`, in place.
+
+    Source: `feature_grad_mult` of fairseq's wav2vec 2.0 and s3prl's distiller.
+    """
+
+    def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(lambda gradient: gradient * factor)  # type: ignore[no-untyped-call]
+
+    if factor != 1.0:
+        model.feature_extractor.register_forward_hook(hook)

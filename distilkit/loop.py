@@ -1,0 +1,218 @@
+"""The one training loop: a generator over optimizer steps, on accelerate.
+
+It owns no data, no model and no files: it draws batches, back-propagates, updates, and yields what
+happened. The caller shows, logs, validates, saves or stops.
+"""
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from distilkit import config
+from distilkit.batches import Batch
+from distilkit.errors import DistilkitError
+from distilkit.objectives import Loss
+
+MAX_OVERFLOWS = 20  # fp16 steps in a row that may be skipped while the loss scale settles
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One optimizer step. All but `seconds` is the same on every equal run."""
+
+    number: int  # from 1
+    loss: float  # mean per frame
+    parts: dict[str, float]  # means per frame
+    grad_norm: float  # before clipping
+    learning_rate: float
+    audio_seconds: float
+    seconds: float  # of wall-clock time
+    updated: bool = True  # False where fp16 overflowed and the step was left out
+    valid: dict[str, float] = field(default_factory=dict)  # means per frame, where validated
+
+
+def accelerator(device: str, precision: config.Precision) -> Accelerator:
+    """An Accelerator for one device and precision; several processes are torchrun's business."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(
+        cpu=device == "cpu", mixed_precision="no" if precision == "fp32" else precision
+    )
+
+
+def learning_rate(number: int, steps: int, settings: config.Train) -> float:
+    """Linear warm-up, then linear decay to 0 after the last step; `number` counts from 1.
+
+    Source: arXiv 2110.01900, section 4.1 (s3prl's `linear_schedule_with_warmup`).
+    """
+    warmup = int(settings.warmup_fraction * steps)
+    if number <= warmup:
+        return settings.learning_rate * number / warmup
+    return settings.learning_rate * (steps - number) / max(1, steps - warmup)
+
+
+def optimizer(module: nn.Module, settings: config.Train) -> torch.optim.AdamW:
+    """AdamW over all parameters that are trained."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(
+        trained,
+        lr=settings.learning_rate,
+        betas=(settings.betas[0], settings.betas[1]),
+        eps=settings.epsilon,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def seed_step(seed: int, number: int, rank: int = 0) -> None:
+    """Make everything random in a step follow from its number, so that resuming needs no state."""
+    value = int(np.random.SeedSequence([seed, number, rank]).generate_state(1)[0])
+    torch.manual_seed(value)
+    np.random.seed(value)
+    random.seed(value)
+
+
+def fit(
+    accelerator: Accelerator,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterator[list[Batch]],
+    loss_of: Callable[[nn.Module, Batch], Loss],
+    settings: config.Train,
+    *,
+    start: int,
+    steps: int,
+) -> Iterator[Step]:
+    """Train from step `start` + 1 to step `steps`, yielding after each.
+
+    Gradients are of the mean loss per frame over all micro-batches (and processes) of the step, so
+    they do not depend on how the step is split.
+
+    Args:
+        accelerator: device, precision, processes.
+        module: what is trained, as `accelerator.prepare` returned it.
+        optimizer: likewise.
+        batches: the micro-batches of each step, from step `start` + 1 on.
+        loss_of: the loss of a micro-batch, a sum and a count.
+        settings: learning rate, clipping, seed.
+        start: optimizer steps already done.
+        steps: optimizer steps in all.
+
+    Raises:
+        DistilkitError: the loss or its gradient is not a finite number.
+    """
+    module.train()
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    overflows = 0
+    for number in range(start + 1, steps + 1):
+        began = time.perf_counter()
+        rate = learning_rate(number, steps, settings)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        micro = next(batches)
+        seed_step(settings.seed, number, accelerator.process_index)
+        counted = _over_ranks(
+            accelerator,
+            [sum(batch.frames for batch in micro), sum(batch.seconds for batch in micro)],
+        )
+        sums: dict[str, Tensor] = {}
+        for place, batch in enumerate(micro):
+            last = place == len(micro) - 1
+            with nullcontext() if last else accelerator.no_sync(module):
+                with accelerator.autocast():
+                    loss = loss_of(module, batch)
+                accelerator.backward(loss.total * (accelerator.num_processes / counted[0]))
+            for name, value in {"loss": loss.total.detach(), **loss.parts}.items():
+                sums[name] = sums[name] + value if name in sums else value
+        values = _over_ranks(accelerator, [float(value) for value in sums.values()])
+        means = {name: value / counted[0] for name, value in zip(sums, values, strict=True)}
+        norm = float(accelerator.clip_grad_norm_(trained, settings.clip_norm))
+        if not math.isfinite(means["loss"]) or (
+            not math.isfinite(norm) and accelerator.scaler is None
+        ):
+            clips = ", ".join(f"`{id}`" for batch in micro for id in batch.ids[:3])
+            raise DistilkitError(
+                f"step {number}: the loss is {means['loss']} and its gradient norm {norm}; clips {clips}",
+                "--set train.precision=fp32, or a smaller --set train.learning_rate",
+            )
+        optimizer.step()
+        optimizer.zero_grad()
+        skipped = bool(getattr(optimizer, "step_was_skipped", False))
+        overflows = overflows + 1 if skipped else 0
+        if overflows > MAX_OVERFLOWS:
+            raise DistilkitError(
+                f"step {number}: fp16 overflowed in {overflows} steps in a row",
+                "--set train.precision=fp32",
+            )
+        yield Step(
+            number=number,
+            loss=means.pop("loss"),
+            parts=means,
+            grad_norm=norm,
+            learning_rate=rate,
+            audio_seconds=counted[1],
+            seconds=time.perf_counter() - began,
+            updated=not skipped,
+        )
+
+
+def _over_ranks(accelerator: Accelerator, numbers: Sequence[float]) -> list[float]:
+    """Sums over all processes."""
+    if accelerator.num_processes == 1:
+        return list(numbers)
+    tensor = torch.tensor(numbers, dtype=torch.float64, device=accelerator.device)
+    return [float(number) for number in accelerator.reduce(tensor, reduction="sum")]
+
+
+def state(
+    accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], dict[str, float | int]]:
+    """Everything that the next step depends on beside the recipe: tensors, and plain numbers."""
+    tensors = {
+        f"module.{name}": value
+        for name, value in accelerator.unwrap_model(module).state_dict().items()
+    }
+    for index, values in optimizer.state_dict()["state"].items():
+        for name, value in values.items():
+            tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
+    scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
+    return tensors, {f"scaler.{name}": value for name, value in scaler.items()}
+
+
+def restore(
+    accelerator: Accelerator,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, Tensor],
+    numbers: Mapping[str, float | int],
+) -> None:
+    """Put back what `state` returned."""
+    accelerator.unwrap_model(module).load_state_dict(
+        {
+            name.removeprefix("module."): value
+            for name, value in tensors.items()
+            if name.startswith("module.")
+        }
+    )
+    saved = optimizer.state_dict()
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".")
+            moments.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": moments, "param_groups": saved["param_groups"]})
+    if accelerator.scaler is not None:
+        scaler = {
+            name.removeprefix("scaler."): value
+            for name, value in numbers.items()
+            if name.startswith("scaler.")
+        }
+        if scaler:
+            accelerator.scaler.load_state_dict(scaler)

@@ -1,0 +1,231 @@
+"""What fits: steps, memory, time and disk, each with its reason."""
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from distilkit import config
+from distilkit.audio import FRAME_RATE, SAMPLE_RATE
+from distilkit.encoder import Encoder
+from distilkit.errors import DistilkitError
+
+MEMORY_SHARE = 0.5  # of what is free, for the activations of one micro-batch
+CPU_MICRO_SECONDS = 64.0  # more at once is no faster on a processor
+CHECKPOINTING_BELOW = 4  # windows in memory at once below which recomputing pays
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A setting that was derived, and why it is what it is."""
+
+    name: str
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run will do. Numbers are of one process."""
+
+    steps: int
+    steps_per_pass: int
+    micro_seconds: float
+    workers: int
+    precision: config.Precision
+    device: str
+    gradient_checkpointing: bool
+    choices: tuple[Choice, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a few real steps took."""
+
+    seconds_per_step: float
+    hours: float
+    peak_gib: float  # of the accelerator's memory, or of this process's on a CPU
+
+
+def device(settings: config.Train) -> tuple[str, str]:
+    """Where to compute, and why.
+
+    Raises:
+        DistilkitError: the device that was asked for is not there.
+    """
+    present = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if settings.device != "auto":
+        if not present[settings.device]:
+            raise DistilkitError(f"no `{settings.device}` device here", "--set train.device=auto")
+        return settings.device, "asked for"
+    if present["cuda"]:
+        return "cuda", torch.cuda.get_device_name()
+    if present["mps"]:
+        return "mps", "Apple GPU"
+    return "cpu", f"no GPU found; {torch.get_num_threads()} threads"
+
+
+def precision(settings: config.Train, where: str) -> tuple[config.Precision, str]:
+    """The arithmetic, and why."""
+    if settings.precision != "auto":
+        if settings.precision == "fp16" and where == "cpu":
+            raise DistilkitError(
+                "`train.precision` cannot be `fp16` on a CPU", "--set train.precision=auto"
+            )
+        return settings.precision, "asked for"
+    if where == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16", "this GPU has it"
+        return "fp16", "with loss scaling; this GPU has no bf16"
+    if where == "cpu" and _cpu_has_bf16():
+        return "bf16", "this processor has it"
+    return "fp32", "no bf16 here" if where == "cpu" else "safest on this device"
+
+
+def _cpu_has_bf16() -> bool:
+    flags = Path("/proc/cpuinfo")
+    if not flags.is_file():
+        return False
+    words = set(flags.read_text(encoding="utf-8", errors="replace").split())
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def steps(settings: config.Train, steps_per_pass: int, train_seconds: float) -> tuple[int, str]:
+    """Optimizer steps, and why."""
+    if settings.steps != "auto":
+        passes = settings.steps / steps_per_pass
+        return (
+            settings.steps,
+            f"asked for; {passes:.3g} passes over {clock(train_seconds)} of audio",
+        )
+    wanted = round(settings.passes * steps_per_pass)
+    chosen = min(max(wanted, settings.min_steps), max(settings.min_steps, settings.max_steps))
+    reason = f"{settings.passes:g} passes over {clock(train_seconds)} of audio"
+    if chosen > wanted:
+        reason = f"the least of this recipe; {reason} would be {wanted}"
+    elif chosen < wanted:
+        reason = f"the most of this recipe; {reason} would be {wanted}"
+    return chosen, reason
+
+
+def memory(where: str) -> int:
+    """Bytes that are free where the training runs."""
+    if where == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    return int(psutil.virtual_memory().available)
+
+
+def bytes_per_second(teacher: Encoder, layers: int, arithmetic: config.Precision) -> float:
+    """Memory that one second of audio takes in a training step, estimated from the shapes.
+
+    The conv front end dominates: each of its outputs is kept, behind its norm and its GELU too.
+    """
+    shape = teacher.model.config
+    size, rate, front = BYTES[arithmetic], float(SAMPLE_RATE), 0.0
+    for index, (width, stride) in enumerate(zip(shape.conv_dim, shape.conv_stride, strict=True)):
+        rate /= stride
+        normed = index == 0 or shape.feat_extract_norm == "layer"
+        front += width * rate * size * (3 if normed else 2)
+    layer = FRAME_RATE * size * (16 * shape.hidden_size + 3 * shape.intermediate_size)
+    passing = 2 * shape.conv_dim[0] * SAMPLE_RATE / shape.conv_stride[0] * size
+    return float(front + passing + layer * (layers + 1))
+
+
+def micro_seconds(
+    settings: config.Recipe, teacher: Encoder, where: str, arithmetic: config.Precision
+) -> tuple[float, bool, tuple[Choice, ...]]:
+    """How much audio is in memory at once, whether activations are recomputed, and why."""
+    longest = settings.data.window_seconds
+    each = bytes_per_second(teacher, settings.student.layers, arithmetic)
+    fits = MEMORY_SHARE * memory(where) / each
+    recompute = settings.train.gradient_checkpointing
+    reason = "asked for"
+    if recompute == "auto":
+        recompute = fits < CHECKPOINTING_BELOW * longest
+        reason = f"{fits:.0f} s of audio fit in half of the free {memory(where) / 2**30:.1f} GiB"
+    asked, why = settings.batches.micro_seconds, "asked for"
+    if asked != "auto":
+        chosen = asked
+    else:
+        most = CPU_MICRO_SECONDS if where == "cpu" else settings.batches.seconds
+        chosen = max(longest, min(most, settings.batches.seconds, fits * (3 if recompute else 1)))
+        why = f"about {each * chosen / 2**30:.1f} GiB of activations"
+    return (
+        chosen,
+        recompute,
+        (
+            Choice(name="in memory at once", value=f"{chosen:.0f} s of audio", reason=why),
+            Choice(
+                name="gradient checkpointing", value="on" if recompute else "off", reason=reason
+            ),
+        ),
+    )
+
+
+def disk(student: int, trained: int) -> int:
+    """Bytes that a run writes: one checkpoint (weights and two moments), another while it is replaced,
+    and the student.
+    """
+    return 4 * (2 * 3 * trained + student)
+
+
+def check_disk(folder: Path, needed: int) -> None:
+    """Refuse a run that would fill the disk.
+
+    Raises:
+        DistilkitError: less is free than the run writes.
+    """
+    place = next(
+        parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists()
+    )
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise DistilkitError(
+            f"`{place}` has {free / 2**30:.2f} GiB free; the run writes {needed / 2**30:.2f} GiB",
+            "--out on another disk",
+        )
+
+
+def measure(step: Callable[[], None], steps: int, where: str, repeats: int = 2) -> Measured:
+    """Time real steps, the first left out, and read the peak memory."""
+    if where == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    times = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        step()
+        if where == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    each = min(times[1:])
+    return Measured(seconds_per_step=each, hours=each * steps / 3600, peak_gib=peak_gib(where))
+
+
+def peak_gib(where: str) -> float:
+    """The most memory this process has held, in GiB: of the GPU, or on a CPU of its own."""
+    import resource
+    import sys
+
+    if where == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def clock(seconds: float) -> str:
+    """Seconds for people: `42 s`, `3 min 05 s`, `2 h 10 min`."""
+    if seconds < 59.5:
+        return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
