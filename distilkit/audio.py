@@ -1,12 +1,14 @@
 """Samples and frames, and decoding to mono 16 kHz: nothing else.
 
 libsndfile reads what it reads exactly; PyAV (FFmpeg) reads the rest: mp3 always, because libsndfile
-stops early in variable-rate files without a header, and whatever libsndfile refuses or cannot
-finish. Resampling is soxr's HQ filter. Everything streams: no recording is ever whole in memory.
+stops early in variable-rate files without a header, chained Ogg, because it reads the first link
+only, and whatever libsndfile refuses or cannot finish. Resampling is soxr's HQ filter. Everything
+streams: no recording is ever whole in memory.
 """
 
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +27,8 @@ FRAME_RATE = SAMPLE_RATE // HOP_SAMPLES  # frames per second
 assert FRAME_RATE * HOP_SAMPLES == SAMPLE_RATE
 
 BLOCK_SECONDS = 30.0  # how much is decoded at once
+BLOCK_VALUES = 4_000_000  # the most samples, all channels counted, that are decoded at once
+LEAST_RATE = 1000  # Hz; a header that says less is damaged, and would swell to fill the disk
 
 Samples = npt.NDArray[np.float32]
 
@@ -96,8 +100,13 @@ FFMPEG_SUFFIXES = frozenset(
 SUFFIXES = SNDFILE_SUFFIXES | FFMPEG_SUFFIXES
 HEADERLESS = {".g722": "g722"}  # suffixes whose FFmpeg format has to be named
 SEEKABLE = frozenset({"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "OGG"})
-STREAMED_SIZES = frozenset({0, 0x7FFFFFFF, 0xFFFFFFFF})  # what recorders write before they know
+# What recorders write where they do not know the size: all or all but the first bits set, or nearly.
+STREAMED_SIZES = (range(0x7FFF0000, 0x80000001), range(0xFFFF0000, 0x100000000))
+UNKNOWN_FRAMES = 1 << 62  # libsndfile's number, or more, for a FLAC stream of unknown length
 LOST_PACKETS = 2  # a tag at either end of an mp3 does not decode; more is damage
+# Containers that say how long they are, and the share below which what they hold was cut off.
+SIZED = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "tta"})
+LEAST_SHARE = 0.9
 
 
 def frames(samples: int) -> int:
@@ -110,6 +119,10 @@ def samples(frames: int) -> int:
     return 0 if frames < 1 else (frames - 1) * HOP_SAMPLES + FRAME_SAMPLES
 
 
+class AudioError(DistilkitError):
+    """What is wrong with one file; the others can still be used."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Header:
     """What libsndfile reads in a file's header, before anything is decoded."""
@@ -118,7 +131,7 @@ class Header:
     rate: int  # Hz
     channels: int
     format: str  # libsndfile's name, as in `FLAC`
-    exact: bool  # already mono 16 kHz, and seeking in it is exact
+    exact: bool  # already mono 16 kHz, and any window of it can be read in place
 
 
 @dataclass(kw_only=True)
@@ -137,48 +150,14 @@ def decode(path: Path) -> Sound:
     only if it is every sample that the header promises.
 
     Raises:
-        DistilkitError: no permission, no bytes, unknown format, fewer bytes than the header
+        AudioError: not a file, no permission, no bytes, unknown format, fewer bytes than the header
             promises; from the blocks: damaged, or values that are not finite numbers.
     """
-    try:
-        empty = path.stat().st_size == 0
-    except OSError as error:
-        raise DistilkitError(f"cannot open `{path}`: {error.strerror}") from error
-    if empty:
-        raise DistilkitError(f"`{path}` is empty (0 bytes)")
-    if path.suffix.lower() not in FFMPEG_SUFFIXES:
-        try:
-            file = soundfile.SoundFile(path)
-        except soundfile.LibsndfileError:
-            if not os.access(path, os.R_OK):
-                raise DistilkitError(f"cannot open `{path}`: Permission denied") from None
-        else:
-            known = _header(path, file)
-            sound = Sound(header=known)
-            sound.blocks = _finite(path, _sndfile_blocks(path, file, sound))
-            return sound
-    return Sound(header=None, blocks=_finite(path, _ffmpeg_blocks(path)))
-
-
-def load(path: Path) -> Samples:
-    """A whole file as mono float32 samples at 16 kHz, (S,).
-
-    Raises:
-        DistilkitError: as `decode`.
-    """
-    return np.concatenate([np.zeros(0, np.float32), *decode(path).blocks])
-
-
-def _header(path: Path, file: soundfile.SoundFile) -> Header:
-    for name, promised, present in re.findall(
-        r"(\w+(?: \w+)?)\s*: (\d+) \(should be (\d+)\)", file.extra_info
-    ):
-        # A wrong outer size is harmless where the sound itself is counted separately.
-        inner = name in ("data", "SSND", "Data Size") or file.format in ("W64", "RF64")
-        if inner and int(promised) not in STREAMED_SIZES and int(promised) > int(present) + 1:
-            file.close()
-            raise DistilkitError(f"`{path}` is truncated: {present} of {promised} bytes are there")
-    return Header(
+    _check_readable(path)
+    file = None if path.suffix.lower() in FFMPEG_SUFFIXES else _sndfile(path)
+    if file is None:
+        return Sound(header=None, blocks=_finite(path, _ffmpeg_blocks(path)))
+    known = Header(
         samples=file.frames,
         rate=file.samplerate,
         channels=file.channels,
@@ -186,14 +165,91 @@ def _header(path: Path, file: soundfile.SoundFile) -> Header:
         exact=file.samplerate == SAMPLE_RATE
         and file.channels == 1
         and file.format in SEEKABLE
-        and file.seekable(),
+        and file.seekable()
+        and _known_to_lhotse(path),
     )
+    sound = Sound(header=known)
+    sound.blocks = _finite(path, _sndfile_blocks(path, file, sound))
+    return sound
+
+
+def load(path: Path) -> Samples:
+    """A whole file as mono float32 samples at 16 kHz, (S,).
+
+    Raises:
+        AudioError: as `decode`.
+    """
+    return np.concatenate([np.zeros(0, np.float32), *decode(path).blocks])
+
+
+def _known_to_lhotse(path: Path) -> bool:
+    """Whether lhotse can open the path: it cannot if its name is not text, or ends in `.sph`."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return path.suffix.lower() != ".sph"
+
+
+def _check_readable(path: Path) -> None:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise AudioError(f"cannot open `{path}`: {error.strerror}") from error
+    if not os.access(path, os.R_OK, effective_ids=True):
+        raise AudioError(f"cannot open `{path}`: Permission denied")
+    if not stat.S_ISREG(status.st_mode):
+        raise AudioError(f"`{path}` is not a file")
+    if status.st_size == 0:
+        raise AudioError(f"`{path}` is empty (0 bytes)")
+
+
+def _sndfile(path: Path) -> soundfile.SoundFile | None:
+    """The file opened by libsndfile, or None where FFmpeg is the one to read it.
+
+    Raises:
+        AudioError: fewer bytes than the header promises.
+    """
+    try:
+        file = soundfile.SoundFile(os.fsencode(path))
+    except soundfile.LibsndfileError:
+        return None
+    log = file.extra_info
+    if "(should be" in log:
+        _check_whole(path, file.format, log)
+    if (
+        file.format == "MP3"
+        or not 0 < file.frames < UNKNOWN_FRAMES
+        or (file.format == "OGG" and _chained(path))
+    ):
+        file.close()
+        return None
+    return file
+
+
+def _check_whole(path: Path, format: str, log: str) -> None:
+    for name, promised, present in re.findall(r"(\w+(?: \w+)?)\s*: (\d+) \(should be (\d+)\)", log):
+        # A wrong outer size is harmless where the sound itself is counted separately.
+        inner = name in ("data", "SSND", "Data Size") or format in ("W64", "RF64")
+        streamed = any(int(promised) in sizes for sizes in STREAMED_SIZES)
+        if inner and not streamed and int(promised) > int(present) + 1:
+            raise AudioError(f"`{path}` is truncated: {present} of {promised} bytes are there")
+
+
+def _chained(path: Path) -> bool:
+    """Whether the last page of an Ogg file belongs to another stream than the first."""
+    with path.open("rb") as file:
+        first = file.read(18)[14:]
+        file.seek(max(0, path.stat().st_size - (1 << 16)))
+        tail = file.read()
+    last = tail.rfind(b"OggS")
+    return last >= 0 and tail[last + 14 : last + 18] not in (first, b"")
 
 
 def _finite(path: Path, stream: Iterator[Samples]) -> Iterator[Samples]:
     for block in stream:
         if len(block) and not np.isfinite([block.max(), block.min()]).all():
-            raise DistilkitError(f"`{path}` holds values that are not finite numbers (NaN or inf)")
+            raise AudioError(f"`{path}` holds values that are not finite numbers (NaN or inf)")
         yield block
 
 
@@ -203,13 +259,12 @@ def _sndfile_blocks(path: Path, file: soundfile.SoundFile, sound: Sound) -> Iter
     done = 0
     try:
         with file:
-            read = file.blocks(int(BLOCK_SECONDS * known.rate), dtype="float32", always_2d=True)
-            for block in _resampled((known.rate, _mono(block)) for block in read):
+            for block in _resampled(path, _sndfile_frames(file)):
                 done += len(block)
                 yield block
         return
-    except soundfile.LibsndfileError as error:
-        damage = str(error)
+    except (soundfile.LibsndfileError, EOFError) as error:
+        damage = str(error).removeprefix("Error : ").removesuffix(".")
     sound.repaired = True
     promised = known.samples * SAMPLE_RATE // known.rate
     found = 0
@@ -219,19 +274,31 @@ def _sndfile_blocks(path: Path, file: soundfile.SoundFile, sound: Sound) -> Iter
         if len(fresh):
             yield fresh
     if abs(found - promised) > 1:
-        raise DistilkitError(
+        raise AudioError(
             f"`{path}` is damaged: {found / SAMPLE_RATE:.2f} s of "
             f"{promised / SAMPLE_RATE:.2f} s decode ({damage})"
         )
+
+
+def _sndfile_frames(file: soundfile.SoundFile) -> Iterator[tuple[int, Samples]]:
+    """Mono blocks with their rate; EOFError where there are fewer than the header promises."""
+    most = max(1, min(int(BLOCK_SECONDS * file.samplerate), BLOCK_VALUES // file.channels))
+    left = file.frames
+    while left > 0:
+        block = file.read(min(most, left), dtype="float32", always_2d=True)
+        if not len(block):
+            raise EOFError("ends early")
+        left -= len(block)
+        yield file.samplerate, _mono(block)
 
 
 def _ffmpeg_blocks(path: Path) -> Iterator[Samples]:
     import av  # 0.2 s to import, and most collections never need it
 
     try:
-        yield from _resampled(_ffmpeg_frames(path))
+        yield from _resampled(path, _ffmpeg_frames(path))
     except av.FFmpegError as error:
-        raise DistilkitError(
+        raise AudioError(
             f"`{path}` cannot be decoded: {error.strerror or type(error).__name__}"
         ) from error
 
@@ -240,11 +307,16 @@ def _ffmpeg_frames(path: Path) -> Iterator[tuple[int, Samples]]:
     """Mono frames with their rate, collected to blocks of about a second."""
     import av
 
-    with av.open(str(path), format=HEADERLESS.get(path.suffix.lower())) as container:
+    # Without `file:` a name such as 12:30.mp3 is taken for a URL.
+    with av.open(
+        f"file:{path}",
+        format=HEADERLESS.get(path.suffix.lower()),
+        options={"protocol_whitelist": "file"},
+    ) as container:
         if not container.streams.audio:
-            raise DistilkitError(f"`{path}` has no audio stream")
+            raise AudioError(f"`{path}` has no audio stream")
         stream = container.streams.audio[0]
-        shape, resampler, lost, packets = None, None, 0, 0
+        shape, resampler, lost, packets, seconds = None, None, 0, 0, 0.0
         parts: list[Samples] = []
         for packet in container.demux(stream):
             packets += 1
@@ -262,6 +334,7 @@ def _ffmpeg_frames(path: Path) -> Iterator[tuple[int, Samples]]:
                     resampler = av.AudioResampler(format="fltp")
                 assert resampler is not None
                 frame.pts = None
+                seconds += frame.samples / frame.sample_rate
                 parts += [
                     _mono(out.to_ndarray().T.astype(np.float32))
                     for out in resampler.resample(frame)
@@ -271,14 +344,24 @@ def _ffmpeg_frames(path: Path) -> Iterator[tuple[int, Samples]]:
                     parts = []
         if parts and shape:
             yield shape[0], np.concatenate(parts)
-        if lost > LOST_PACKETS or shape is None:
-            raise DistilkitError(f"`{path}` is damaged: {lost} of {packets} packets do not decode")
+        if lost > (LOST_PACKETS if shape else 0):
+            raise AudioError(f"`{path}` is damaged: {lost} of {packets} packets do not decode")
+        if shape is None:
+            raise AudioError(f"`{path}` holds no sound")
+        if container.format.name in SIZED and stream.duration and stream.time_base:
+            promised = float(stream.duration * stream.time_base)
+            if seconds < LEAST_SHARE * promised:
+                raise AudioError(
+                    f"`{path}` is truncated: {seconds:.2f} s of {promised:.2f} s are there"
+                )
 
 
-def _resampled(stream: Iterator[tuple[int, Samples]]) -> Iterator[Samples]:
+def _resampled(path: Path, stream: Iterator[tuple[int, Samples]]) -> Iterator[Samples]:
     """Bring (rate, samples) pairs to 16 kHz; a new rate in mid-stream starts a new resampler."""
     rate, resampler = SAMPLE_RATE, None
     for new_rate, block in stream:
+        if new_rate < LEAST_RATE:
+            raise AudioError(f"`{path}` is damaged: its header says {new_rate} samples a second")
         if new_rate != rate:
             if resampler is not None:
                 yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)

@@ -19,6 +19,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from distilkit.audio import SAMPLE_RATE, frames
 from distilkit.errors import DistilkitError
 
+MAX_PADDING = 0.3  # of a clip in a micro-batch; what is shorter goes to the next one
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -79,26 +81,40 @@ class Schedule:
         first = 0 if place == 0 else int(edges[place - 1])
         last = len(order) if place == steps - 1 else int(edges[place])
         chosen = sorted(order[first:last].tolist(), key=lambda i: (-self.lengths[i], i))
-        return self._micro(chosen[self.rank :: self.ranks])
+        # Dealt back and forth, so that no process always has the longer windows.
+        rounds = [range(self.ranks), range(self.ranks - 1, -1, -1)]
+        share = [
+            index
+            for place, index in enumerate(chosen)
+            if rounds[place // self.ranks % 2][place % self.ranks] == self.rank
+        ]
+        return grouped(share, self.lengths, self.micro_seconds)
 
-    def _micro(self, chosen: Sequence[int]) -> list[list[int]]:
-        """Windows, longest first, in groups whose padded size stays below `micro_seconds`."""
-        groups: list[list[int]] = []
-        for index in chosen:
-            longest = self.lengths[groups[-1][0]] if groups else 0
-            if groups and (len(groups[-1]) + 1) * longest <= self.micro_seconds * SAMPLE_RATE:
-                groups[-1].append(index)
-            else:
-                groups.append([index])
-        return groups
+
+def grouped(
+    chosen: Sequence[int], lengths: Sequence[int], micro_seconds: float
+) -> list[list[int]]:
+    """Windows, longest first, in micro-batches of similar lengths.
+
+    A group's padded size stays below `micro_seconds`, and no clip in it is more than
+    `MAX_PADDING` padding; one window always fits.
+    """
+    groups: list[list[int]] = []
+    for index in chosen:
+        if groups:
+            group, longest = groups[-1], lengths[groups[-1][0]]
+            fits = (len(group) + 1) * longest <= micro_seconds * SAMPLE_RATE
+            if fits and lengths[index] >= (1 - MAX_PADDING) * longest:
+                group.append(index)
+                continue
+        groups.append([index])
+    return groups
 
 
 def in_order(lengths: Sequence[int], micro_seconds: float) -> list[list[int]]:
     """All windows once, in micro-batches of similar lengths: for validation and embeddings."""
     chosen = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    return Schedule(lengths=lengths, seconds=1.0, micro_seconds=micro_seconds, seed=0)._micro(
-        chosen
-    )
+    return grouped(chosen, lengths, micro_seconds)
 
 
 class Windows(Dataset[Batch]):

@@ -104,11 +104,11 @@ class Batches(Section):
         float, Field(gt=0.0, description="Seconds of audio per optimizer step (effective batch).")
     ] = 375.0
     micro_seconds: Annotated[
-        float | Auto,
+        Annotated[float, Field(gt=0.0)] | Auto,
         Field(description="Seconds of audio, padding counted, that are in memory at once."),
     ] = "auto"
     workers: Annotated[
-        int | Auto, Field(description="Processes that load audio; 0 loads in the main process.")
+        Annotated[int, Field(ge=0)] | Auto, Field(description="Processes that load audio; 0 loads in the main process.")
     ] = "auto"
 
 
@@ -116,7 +116,7 @@ class Train(Section):
     """The optimizer and its schedule, precision, and how often to validate and save."""
 
     steps: Annotated[
-        int | Auto,
+        Annotated[int, Field(ge=1)] | Auto,
         Field(description="Optimizer steps; `auto` follows from `passes` and the audio."),
     ] = "auto"
     passes: Annotated[
@@ -232,13 +232,14 @@ def parse_recipe(settings: dict[str, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(settings)
     except ValidationError as error:
-        problems, hints = [], []
+        wrong: dict[str, list[str]] = {}  # what was wrong, and all that is said of it
+        hints = []
         for item in error.errors():
-            problem, hint = _explain(item["loc"], item["type"], item["msg"], item["input"])
-            if problem not in problems:
-                problems.append(problem)
+            problem, said, hint = _explain(item["loc"], item["type"], item["msg"], item["input"])
+            wrong.setdefault(problem, []).extend([said] if said else [])
             if hint and hint not in hints:
                 hints.append(hint)
+        problems = [": ".join([what, " or ".join(said)][: 1 + bool(said)]) for what, said in wrong.items()]
         head = "" if len(problems) == 1 else f"{len(problems)} problems in `{where}`:\n  "
         raise DistilkitError(
             head + "\n  ".join(problems), "; ".join(hints) or "distilkit recipes show paper"
@@ -271,23 +272,22 @@ def _apply(settings: dict[str, Any], change: str) -> None:
 
 def _explain(
     location: tuple[int | str, ...], kind: str, message: str, value: Any
-) -> tuple[str, str | None]:
+) -> tuple[str, str | None, str | None]:
+    """What is wrong, what is said of it, and a hint."""
     names = [str(part) for part in location]
     key = ".".join(names[:2])
     if kind == "extra_forbidden":
-        sections: dict[str, list[str]] = {
-            name: list(
-                getattr(Recipe(), name).model_fields_set
-                | set(type(getattr(Recipe(), name)).model_fields)
-            )
-            for name in Recipe.model_fields
-        }
+        sections = {name: list(type(section).model_fields) for name, section in Recipe()}
         if len(names) == 1:
-            return f"unknown section `{key}`", did_you_mean(key, sections)
-        known = [f"{section}.{field}" for section in sections for field in sections[section]]
-        return f"unknown key `{key}`", (
-            did_you_mean(key, known)
-            or f"keys of `{names[0]}`: {', '.join(sorted(sections.get(names[0], [])))}"
-        )
+            return f"unknown section `{key}`", None, did_you_mean(key, sections)
+        section, field = names[:2]
+        elsewhere = [f"{name}.{field}" for name in sections if field in sections[name]]
+        near = did_you_mean(field, sections[section])
+        hint = near and near.replace("`", f"`{section}.", 1)
+        if elsewhere:
+            hint = f"did you mean `{elsewhere[0]}`?"
+        return f"unknown key `{key}`", None, hint or f"keys: {', '.join(sorted(sections[section]))}"
     said = message[0].lower() + message[1:]
-    return f"`{key}` cannot be `{value}`: {said.removeprefix('value error, ')}", None
+    if kind == "value_error":
+        return f"`{key}`", said.removeprefix("value error, "), None
+    return f"`{key}` cannot be `{value}`", said.replace("input should be ", "must be "), None

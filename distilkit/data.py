@@ -6,6 +6,7 @@ Letters in names: S samples.
 import gzip
 import hashlib
 import os
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,9 +18,9 @@ import soundfile
 from lhotse import AudioSource, CutSet, MonoCut, Recording
 
 from distilkit import config
-from distilkit.audio import BLOCK_SECONDS, SAMPLE_RATE, SUFFIXES, Samples, decode
+from distilkit.audio import BLOCK_SECONDS, SAMPLE_RATE, SUFFIXES, AudioError, Samples, decode
 from distilkit.errors import DistilkitError
-from distilkit.runs import replacing
+from distilkit.runs import discard
 
 SILENCE_PEAK = 3e-4  # of full scale (-70 dBFS), after the mean is taken away
 QUIET_SECONDS = 0.05  # the stretch whose energy decides where a long recording is cut
@@ -36,6 +37,13 @@ class Found:
     path: Path
     id: str
     audio: bool  # whether its name says that it holds audio, or the user named it
+
+    @property
+    def reason(self) -> str:
+        """Why a file that is not `audio` is left out."""
+        if self.path.suffix.lower() in SUFFIXES:
+            return "hidden: its name or its folder's begins with a dot"
+        return f"not an audio file ({self.path.suffix.lower() or 'no suffix'})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +139,7 @@ def collect(
             reason = f"same sound as {first[item.digest]}"
             skipped.append(
                 Skipped(
-                    path=str(item.source),
+                    path=shown(item.source),
                     reason=reason,
                     kind="duplicate",
                     seconds=item.samples / SAMPLE_RATE,
@@ -145,14 +153,15 @@ def collect(
     names = ", ".join(f"`{item}`" for item in inputs)
     if not tried:
         raise DistilkitError(
-            f"no audio in {names}: {len(skipped)} files, none with a known audio suffix",
-            "distilkit inspect FOLDER lists what was found",
+            f"no audio in {names}: {len(skipped)} files, none with a known audio suffix"
+            if skipped
+            else f"no audio in {names}: no files at all",
         )
     if len(unusable) > MAX_UNUSABLE * tried:
-        shown = "".join(f"\n  {item.path}: {item.reason}" for item in unusable[:5])
+        listed = "".join(f"\n  {item.path}: {item.reason}" for item in unusable[:5])
         more = f"\n  and {len(unusable) - 5} more" if len(unusable) > 5 else ""
         raise DistilkitError(
-            f"{len(unusable)} of {tried} audio files in {names} cannot be used:{shown}{more}",
+            f"{len(unusable)} of {tried} audio files in {names} cannot be used:{listed}{more}",
             "mend or remove them; distilkit inspect FOLDER lists them all",
         )
     for clip in clips:
@@ -174,18 +183,28 @@ def find(inputs: Sequence[str | Path]) -> Iterator[Found]:
     """Every file under the inputs, each once, in a fixed order; links that go round are harmless.
 
     Raises:
-        DistilkitError: an input does not exist, or is a manifest with sources that are not files.
+        DistilkitError: an input does not exist or cannot be reached, or is a manifest with sources
+            that are not files.
     """
     seen: set[tuple[int, int]] = set()
     taken: Counter[str] = Counter()
     several = len(inputs) > 1
-    for name in inputs:
-        root = Path(name)
-        if not root.exists():
-            raise DistilkitError(f"no such file or folder: `{name}`", _nearby(root))
-        for path, id, audio in _candidates(root, several, seen):
+    for root in map(Path, inputs):
+        try:
+            root.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            raise DistilkitError(f"no such file or folder: `{root}`", _nearby(root)) from None
+        except OSError as error:
+            raise DistilkitError(f"cannot open `{root}`: {error.strerror}") from error
+        for path, name, audio in _candidates(root, several, seen):
+            id = shown(name)
             taken[id] += 1
             yield Found(path=path, id=id if taken[id] == 1 else f"{id}#{taken[id]}", audio=audio)
+
+
+def shown(path: Path | str) -> str:
+    """A path as text that can be written anywhere: bytes that are not UTF-8 become `\\udcff`."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def _candidates(
@@ -194,32 +213,38 @@ def _candidates(
     if root.is_dir():
         prefix = f"{root.resolve().name}/" if several else ""
         for path in _walk(root, seen):
-            relative = path.relative_to(root).as_posix()
-            yield path, prefix + relative, path.suffix.lower() in SUFFIXES
+            relative = path.relative_to(root)
+            # What macOS, editors and trash bins leave begins with a dot.
+            hidden = any(part.startswith(".") for part in relative.parts)
+            audio = path.suffix.lower() in SUFFIXES or path.is_dir()
+            yield path, prefix + relative.as_posix(), audio and not hidden
     elif root.name.endswith((".jsonl", ".jsonl.gz")):
-        for path in _manifest_files(root):
+        for path in dict.fromkeys(_manifest_files(root)):
             yield path, path.name, True
     else:
         yield root, root.name, True
 
 
 def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
-    """Files below a folder, sorted; each folder and file is entered once, whatever links to it."""
+    """Files below a folder, sorted; each folder is entered once, whatever links to it.
+
+    A folder that cannot be opened is given back itself; decoding it says why.
+    """
     try:
+        status = folder.stat()
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        raise DistilkitError(f"cannot open folder `{folder}`: {error.strerror}") from error
+    except OSError:
+        yield folder
+        return
+    key = (status.st_dev, status.st_ino)
+    if key in seen:
+        return
+    seen.add(key)
     for entry in entries:
         try:
-            is_folder, status = entry.is_dir(), entry.stat()
-        except OSError:  # a link to nowhere, or round in a circle: decoding will say so
-            yield Path(entry.path)
-            continue
-        key = (status.st_dev, status.st_ino)
-        if is_folder or entry.is_symlink():
-            if key in seen:
-                continue
-            seen.add(key)
+            is_folder = entry.is_dir()
+        except OSError:  # a link that goes round in a circle: decoding will say so
+            is_folder = False
         if is_folder:
             yield from _walk(Path(entry.path), seen)
         else:
@@ -242,12 +267,28 @@ def _manifest_files(manifest: Path) -> Iterator[Path]:
                     raise DistilkitError(
                         f"`{manifest}` has a source of type `{source['type']}`; only files are read"
                     )
-                yield Path(source["source"])
-    except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
+                yield _beside(Path(source["source"]), manifest)
+    except (
+        LookupError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        OSError,
+        EOFError,
+        zlib.error,
+    ) as error:
         raise DistilkitError(
             f"`{manifest}` is not a lhotse manifest of recordings or cuts",
             "give the folder with the audio instead",
         ) from error
+
+
+def _beside(path: Path, manifest: Path) -> Path:
+    """A relative path is taken from the working folder, as lhotse does, or from the manifest's."""
+    if "\0" in str(path):
+        raise ValueError("a name with a zero byte")
+    other = manifest.parent / path
+    return other if not path.exists() and other.exists() else path
 
 
 def _nearby(missing: Path) -> str | None:
@@ -269,38 +310,35 @@ def scan(found: Iterable[Found], settings: config.Data, cache: Path) -> Iterator
     """
     for item in found:
         if not item.audio:
-            suffix = item.path.suffix.lower() or "no suffix"
-            yield Skipped(
-                path=str(item.path), reason=f"not an audio file ({suffix})", kind="not audio"
-            )
+            yield Skipped(path=shown(item.path), reason=item.reason, kind="not audio")
             continue
         try:
             yield _scan_file(item, settings, cache)
-        except DistilkitError as error:
-            yield Skipped(path=str(item.path), reason=error.about(item.path), kind="unusable")
+        except AudioError as error:
+            reason = shown(error.about(item.path))
+            yield Skipped(path=shown(item.path), reason=reason, kind="unusable")
 
 
 def _scan_file(item: Found, settings: config.Data, cache: Path) -> Clip:
-    copy = _copy_path(item.path, cache)
-    sound = decode(copy if copy.is_file() else item.path)
-    path = copy if copy.is_file() else item.path
-    measure = _Measure(settings)
-    if sound.header is not None and sound.header.exact:
+    path, measure = item.path, _Measure(settings)
+    sound = decode(path)
+    in_place = sound.header is not None and sound.header.exact
+    if in_place:
         for block in sound.blocks:
             measure.add(block)
-    if sound.header is None or not sound.header.exact or sound.repaired:
-        path, measure = copy, _Measure(settings)
-        _write_copy(decode(item.path).blocks, copy, measure)
+    if not in_place or sound.repaired:
+        path, measure = _copy_path(item.path, cache), _Measure(settings)
+        if not _read_copy(path, measure):
+            measure = _Measure(settings)
+            _write_copy(decode(item.path).blocks, path, measure)
     windows = measure.finish()
     seconds = measure.samples / SAMPLE_RATE
     if not measure.samples:
-        raise DistilkitError("holds no samples")
+        raise AudioError("holds no samples")
     if seconds < settings.min_seconds:
-        raise DistilkitError(f"{seconds:.3f} s is shorter than {settings.min_seconds:g} s")
+        raise AudioError(f"{seconds:.3f} s is shorter than {settings.min_seconds:g} s")
     if not windows:
-        raise DistilkitError(
-            f"silent: {seconds:.1f} s below {20 * np.log10(SILENCE_PEAK):.0f} dBFS"
-        )
+        raise AudioError(f"silent: {seconds:.1f} s below {20 * np.log10(SILENCE_PEAK):.0f} dBFS")
     return Clip(
         id=item.id,
         source=item.path,
@@ -312,21 +350,36 @@ def _scan_file(item: Found, settings: config.Data, cache: Path) -> Clip:
 
 
 def _copy_path(path: Path, cache: Path) -> Path:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise DistilkitError(f"cannot open `{path}`: {error.strerror}") from error
+    status = path.stat()
     key = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
     digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32]
     return cache / digest[:2] / f"{digest}.flac"
 
 
+def _read_copy(copy: Path, measure: "_Measure") -> bool:
+    """Measure an earlier decoded copy; False where there is none, or it is damaged."""
+    try:
+        for block in decode(copy).blocks:
+            measure.add(block)
+    except AudioError:
+        return False
+    return True
+
+
 def _write_copy(blocks: Iterator[Samples], copy: Path, measure: "_Measure") -> None:
-    """Keep decoded sound as 16-bit FLAC; what goes beyond full scale is scaled down as a whole."""
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(copy) as beside:
-        raw = beside.with_suffix(".f32")
-        peak = 1.0
+    """Keep decoded sound as 16-bit FLAC; what goes beyond full scale is scaled down as a whole.
+
+    Moved to its place whole, but not forced to the disk, which takes longer than all the rest: a
+    copy that a power cut spoils is made again.
+
+    Raises:
+        DistilkitError: the copy cannot be written; an AudioError is about the source.
+    """
+    beside = copy.with_name(f".{copy.name}.{os.getpid()}")
+    raw = beside.with_name(f"{beside.name}.f32")
+    peak = 1.0
+    try:
+        copy.parent.mkdir(parents=True, exist_ok=True)
         try:
             with raw.open("wb") as file:
                 for block in blocks:
@@ -341,8 +394,16 @@ def _write_copy(blocks: Iterator[Samples], copy: Path, measure: "_Measure") -> N
                     steps = np.clip(np.rint(scaled), -32768, 32767).astype(np.int16)
                     out.write(steps)
                     measure.add(steps.astype(np.float32) / np.float32(32768))
+            os.replace(beside, copy)
         finally:
-            raw.unlink(missing_ok=True)
+            discard(raw)
+            discard(beside)
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise DistilkitError(
+            f"cannot keep decoded audio in `{copy.parent.parent}`: "
+            f"{getattr(error, 'strerror', None) or error}",
+            "DISTILKIT_CACHE=FOLDER, with a folder that can be written and has room",
+        ) from error
 
 
 class _Measure:
@@ -413,7 +474,7 @@ def _silent_parts(clip: Clip) -> Iterator[Skipped]:
         if start > at:
             span = f"{at / SAMPLE_RATE:.2f} to {start / SAMPLE_RATE:.2f} s"
             yield Skipped(
-                path=str(clip.source),
+                path=shown(clip.source),
                 reason=f"silent from {span}",
                 kind="silent part",
                 seconds=(start - at) / SAMPLE_RATE,
@@ -437,7 +498,7 @@ def split(clips: Sequence[Clip], settings: config.Data, seed: int) -> tuple[list
         held = 0
         for index in order:
             size = clips[index].samples
-            if held + size <= 1.5 * wanted and len(valid) < len(clips) - 1:
+            if held + size <= 1.5 * wanted:  # never more than three quarters of everything
                 valid.add(int(index))
                 held += size
             if held >= wanted:
@@ -482,7 +543,7 @@ def dump_windows(collection: Collection) -> bytes:
         for cut in windows:
             row = cut.to_dict()
             row["custom"] = {**row.get("custom", {}), "split": name}
-            rows.append(json.dumps(row, ensure_ascii=False) + "\n")
+            rows.append(json.dumps(row) + "\n")  # ASCII, so that any file name can be written
     return gzip.compress("".join(rows).encode(), mtime=0)
 
 
@@ -494,7 +555,7 @@ def load_windows(path: Path) -> tuple[list[MonoCut], list[MonoCut]]:
     """
     try:
         windows = list(CutSet.from_file(path))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise DistilkitError(f"`{path}` cannot be read: {error}") from error
     for name in {cut.recording.sources[0].source for cut in windows}:
         if not Path(name).is_file():
@@ -507,5 +568,12 @@ def load_windows(path: Path) -> tuple[list[MonoCut], list[MonoCut]]:
 
 def dump_skipped(skipped: Sequence[Skipped]) -> str:
     """The skipped files as tab-separated text with a header line."""
-    rows = [f"{item.kind}\t{item.seconds:.2f}\t{item.path}\t{item.reason}" for item in skipped]
+
+    def plain(text: str) -> str:
+        return text.replace("\t", " ").replace("\n", " ")
+
+    rows = [
+        f"{item.kind}\t{item.seconds:.2f}\t{plain(item.path)}\t{plain(item.reason)}"
+        for item in skipped
+    ]
     return "\n".join(["kind\tseconds\tpath\treason", *rows]) + "\n"

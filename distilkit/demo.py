@@ -11,7 +11,7 @@ from distilkit.errors import DistilkitError
 from distilkit.runs import replacing
 from distilkit.students import save
 
-CARD = "# A HuBERT with random weights\n\nIt knows nothing; it stands in for a teacher where the way is tried.\n"
+CARD = "# A HuBERT with random weights\n\nIt knows nothing; it stands in where the way is tried.\n"
 SPEECH = Path(__file__).parent / "assets" / "speech"
 
 

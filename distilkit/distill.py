@@ -4,7 +4,6 @@
 steps; `distill` is both in one call.
 """
 
-import hashlib
 import importlib.metadata
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
@@ -18,10 +17,16 @@ from lhotse import MonoCut
 from torch import Tensor, nn
 
 from distilkit import __version__, batches, config, data, loop, plan, report, students, teachers
-from distilkit.encoder import Encoder, encode, frame_mask, scale_conv_gradients
+from distilkit.encoder import (
+    Encoder,
+    encode,
+    fingerprint,
+    frame_mask,
+    scale_conv_gradients,
+)
 from distilkit.errors import DistilkitError
 from distilkit.objectives import OBJECTIVES, Heads, Loss
-from distilkit.runs import Run, newest_run, replacing
+from distilkit.runs import Run, free_folder, newest_run, replacing
 from distilkit.targets import LiveTargets
 from distilkit.teachers import Checkpoint
 
@@ -358,15 +363,6 @@ def disk_bytes(job: Job) -> int:
     return plan.disk(size, size + sum(p.numel() for p in heads.parameters()))
 
 
-def fingerprint(model: nn.Module) -> str:
-    """A digest of all weights, so that a run is never resumed with another teacher."""
-    digest = hashlib.sha1(usedforsecurity=False)
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().data)
-    return digest.hexdigest()
-
-
 def _with_teacher(name: str, settings: config.Recipe) -> tuple[Encoder, Checkpoint]:
     teacher, checkpoint = teachers.load(name)
     deepest = max(settings.objective.layers)
@@ -376,7 +372,7 @@ def _with_teacher(name: str, settings: config.Recipe) -> tuple[Encoder, Checkpoi
         ]
         raise DistilkitError(
             f"`objective.layers` asks for layer {deepest}, but the teacher `{name}` has {teacher.depth}",
-            f"--set objective.layers={fitting}".replace(" ", ""),
+            f"--set objective.layers=[{','.join(map(str, fitting))}]",
         )
     if settings.student.layers > teacher.depth:
         students.build(teacher, settings.student)  # raises
@@ -389,14 +385,10 @@ def _run_for(audio: Sequence[str | Path], out: Path | None, resume: bool) -> Run
     if resume:
         newest = newest_run(Path("runs"), finished=False)
         if newest is None:
-            raise DistilkitError("no run under `runs` to resume", "distilkit distill AUDIO")
+            raise DistilkitError("no unfinished run under `runs`", "distilkit distill AUDIO")
         return newest
     name = Path(audio[0]).resolve().stem if audio else "run"
-    number, folder = 1, Path("runs") / name
-    while folder.exists():
-        number += 1
-        folder = Path("runs") / f"{name}-{number}"
-    return Run(folder)
+    return Run(free_folder(Path("runs") / name))
 
 
 def _reopen(run: Run) -> Job:
@@ -420,6 +412,7 @@ def _reopen(run: Run) -> Job:
         )
     windows, valid = data.load_windows(run.folder / "audio.jsonl.gz")
     kept = dict(facts["plan"])
+    plan.device(config.Train(device=kept["device"]))  # an error where that device is gone
     kept["choices"] = tuple(plan.Choice(**choice) for choice in kept["choices"])
     return Job(
         run=run,

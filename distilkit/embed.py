@@ -22,7 +22,7 @@ from distilkit import config
 from distilkit.audio import FRAME_SAMPLES, HOP_SAMPLES, SAMPLE_RATE, Samples, decode, frames
 from distilkit.batches import in_order
 from distilkit.data import Found, Skipped, Tracker, find, untracked
-from distilkit.encoder import Encoder, encode
+from distilkit.encoder import Encoder, encode, fingerprint
 from distilkit.errors import DistilkitError
 from distilkit.runs import discard, newest_run, replacing, write_text
 
@@ -116,7 +116,13 @@ def embed(
     stem = Path(inputs[0]).stem if single else "embeddings"
     target = out or Path(stem if format == "npy" and not single else f"{stem}.{format}")
     alone = single and format == "npy" and (out is None or out.suffix == ".npy")
-    settings = {"model": name, "layers": layers, "pool": pool, "format": format}
+    settings = {
+        "model": name,
+        "fingerprint": fingerprint(encoder.model),
+        "layers": layers,
+        "pool": pool,
+        "format": format,
+    }
     folder = target if format == "npy" else target.with_name(f".{target.name}.parts")
     if alone:
         folder = target.parent
@@ -430,7 +436,7 @@ def _parquet() -> Any:
 
 
 def _pack_parquet(folder: Path, items: Sequence[Embedded], path: Path) -> None:
-    """A row per vector: `id`, `layer` and `frame` where there are several, `embedding`."""
+    """A row per vector: `id`, `row` (its place in the array without its last axis), `embedding`."""
     arrow = _parquet()
     width = items[0].shape[-1]
     fields = [

@@ -8,6 +8,7 @@ does the rest, so a padded clip equals the clip alone.
 Letters in names: B clips in a batch, S samples, T frames, L layers, C channels, D width.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -160,3 +161,12 @@ def scale_conv_gradients(model: HubertModel, factor: float) -> None:
 
     if factor != 1.0:
         model.feature_extractor.register_forward_hook(hook)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A digest of all weights, to notice when a model is not the one that it was."""
+    digest = hashlib.sha1(usedforsecurity=False)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()

@@ -245,7 +245,16 @@ class Run:
 
 
 def newest_run(root: Path, *, finished: bool) -> Run | None:
-    """The run under `root` that was written to last, if any."""
+    """Of the finished, or the unfinished, runs under `root` the one that was begun last, if any."""
     found = [Run(path.parent) for path in root.glob("*/run.json")]
-    found = [run for run in found if run.finished or not finished]
+    found = [run for run in found if run.finished == finished]
     return max(found, key=lambda run: (run.folder / "run.json").stat().st_mtime, default=None)
+
+
+def free_folder(wanted: Path) -> Path:
+    """`wanted`, or where that is taken `wanted-2`, `wanted-3` ..."""
+    number, folder = 1, wanted
+    while folder.exists():
+        number += 1
+        folder = wanted.with_name(f"{wanted.name}-{number}")
+    return folder

@@ -7,7 +7,10 @@ import typer
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path("demo"),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for all that is made; a new `demo` by default.", show_default=False),
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 30,
 ) -> None:
     """Go the whole way on built-in speech, offline, in about a minute.
@@ -22,9 +25,11 @@ def demo(
     from distilkit.distill import prepare
     from distilkit.embed import embed
     from distilkit.errors import DistilkitError
+    from distilkit.runs import free_folder
 
-    if out.exists() and any(out.iterdir()):
-        raise DistilkitError(f"`{out}` is not empty", "distilkit demo --out another-folder")
+    out = out or free_folder(Path("demo"))
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DistilkitError(f"`{out}` is not an empty folder", "distilkit demo --out another-folder")
     console.say(
         "This teacher is small and has random weights: it shows the way, its student knows nothing."
     )

@@ -92,18 +92,22 @@ def _announce(job: "Job") -> None:
     from distilkit.cli import console
     from distilkit.plan import clock
 
-    facts = job.facts
+    facts, teacher, student = job.facts, job.facts["teacher"], job.recipe.student
+    size = f"{teacher['parameters'] / 1e6:.2f} M parameters"
+    predicted = ", ".join(map(str, job.recipe.objective.layers))
+    start = f"{student.layers} layers, starting from the teacher's first; predicts {predicted}"
+    held = f"{len(job.valid)} windows, whole recordings"
+    if not job.valid:
+        held = "nothing to tell how the student does on other recordings: there is only one"
+    windows = f"in {len(job.train)} windows of {facts['recordings']} recordings"
     rows = [
-        ("teacher", facts["teacher"]["name"], f"{facts['teacher']['format']}, {facts['teacher']['layers']} layers, "
-         f"{facts['teacher']['parameters'] / 1e6:.2f} M parameters"),
-        ("student", f"{job.recipe.student.architecture}", f"{job.recipe.student.layers} layers, starting from the "
-         f"teacher's first; predicts {', '.join(map(str, job.recipe.objective.layers))}"),
-        ("audio", clock(facts["train_seconds"]), f"in {len(job.train)} windows of {facts['recordings']} recordings"),
-        ("held out", clock(facts["valid_seconds"]), f"{len(job.valid)} windows, whole recordings"
-         if job.valid else "nothing: there is only one recording, so nothing says how the student does on others"),
+        ("teacher", teacher["name"], f"{teacher['format']}, {teacher['layers']} layers, {size}"),
+        ("student", student.architecture, start),
+        ("audio", clock(facts["train_seconds"]), windows),
+        ("held out", clock(facts["valid_seconds"]), held),
         *((choice.name, choice.value, choice.reason) for choice in job.plan.choices),
         ("run folder", str(job.run.folder), "resumed" if job.resumed else "new"),
-    ]  # fmt: skip
+    ]
     console.show(console.table("distilkit distill", ("what", "value", "why"), rows))
     for note in facts["teacher"]["notes"]:
         console.say(f"teacher: {note}")
@@ -133,11 +137,13 @@ def _plan(job: "Job", json: bool) -> None:
     if json:
         console.document(values)
         return
+    steps = f"{job.plan.steps} steps of {measured.seconds_per_step:.2f} s, measured here"
+    disk_reason = "two checkpoints while one is replaced, and the student"
     rows = [
-        ("time", clock(measured.hours * 3600), f"{job.plan.steps} steps of {measured.seconds_per_step:.2f} s, measured here"),
+        ("time", clock(measured.hours * 3600), steps),
         ("memory", f"{measured.peak_gib:.1f} GiB", "the most so far, measured here"),
-        ("disk", f"{disk / 2**30:.2f} GiB", "two checkpoints while one is replaced, and the student"),
-    ]  # fmt: skip
+        ("disk", f"{disk / 2**30:.2f} GiB", disk_reason),
+    ]
     console.show(console.table("plan", ("what", "value", "why"), rows), to_result=True)
 
 

@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="The built-in recipes: list, show, copy.", invoke_without_command=True)
+app = typer.Typer(invoke_without_command=True)
 
 
 @app.callback()
 def recipes(context: typer.Context) -> None:
-    """The built-in recipes.
+    """List, show and copy the built-in recipes.
 
     `distilkit recipes` lists them, `distilkit recipes copy paper mine.toml` makes one your own.
     """

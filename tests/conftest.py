@@ -1,0 +1,138 @@
+"""Fixtures: small random teachers, synthesised speech, and what is shared beside a checkout."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import transformers
+from transformers import HubertConfig, HubertModel
+
+from distilkit import config
+from distilkit.encoder import Encoder, exact
+from distilkit.students import save
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
+torch.set_num_threads(1)
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+
+def pytest_report_header() -> str:
+    shared = os.environ.get("DISTILKIT_SHARED", "not set: tests on real speech are skipped")
+    return f"torch {torch.__version__}, transformers {transformers.__version__}, DISTILKIT_SHARED {shared}"
+
+
+def tiny_config(**changes: object) -> HubertConfig:
+    """A HuBERT of base's form: 12 layers, group norm, narrow."""
+    settings: dict[str, object] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "conv_dim": [16] * 7,
+        "num_conv_pos_embeddings": 16,
+        "num_conv_pos_embedding_groups": 4,
+        "layerdrop": 0.0,
+    }
+    return HubertConfig(**{**settings, **changes})
+
+
+LARGE = {
+    "feat_extract_norm": "layer",
+    "conv_bias": True,
+    "do_stable_layer_norm": True,
+    "num_hidden_layers": 4,
+}
+
+
+def make_model(seed: int = 0, **changes: object) -> HubertModel:
+    """A random model whose norms are not the identity, so that a forgotten one shows."""
+    torch.manual_seed(seed)
+    model = HubertModel(tiny_config(**changes))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "layer_norm" in name:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def base_model() -> HubertModel:
+    return make_model()
+
+
+@pytest.fixture(scope="session")
+def large_model() -> HubertModel:
+    return make_model(**LARGE)
+
+
+@pytest.fixture(scope="session")
+def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "teacher"
+    save(Encoder(model=exact(make_model()), normalise=False), folder, "# tiny\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def large_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "large"
+    save(Encoder(model=exact(make_model(**LARGE)), normalise=True), folder, "# tiny\n")
+    return folder
+
+
+def voice(seconds: float, seed: int, rate: int = 16_000) -> np.ndarray:
+    """Something like a voice: a gliding buzz in syllables, with a little noise. float32."""
+    rng = np.random.default_rng(seed)
+    count = int(seconds * rate)
+    time = np.arange(count) / rate
+    pitch = 110 + 60 * rng.random() + 20 * np.sin(2 * np.pi * 0.7 * time + rng.random() * 6)
+    phase = 2 * np.pi * np.cumsum(pitch) / rate
+    buzz = sum(np.sin(k * phase) / k for k in range(1, 12))
+    syllables = np.clip(np.sin(2 * np.pi * (2 + rng.random()) * time), 0, 1)
+    sound = 0.15 * buzz * syllables + 0.003 * rng.standard_normal(count)
+    return sound.astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve clips of 0.6 to 3.4 s in two folders, wav and flac."""
+    folder = tmp_path_factory.mktemp("speech")
+    for index in range(12):
+        name = f"{'ab'[index % 2]}/clip{index:02d}.{'wav' if index % 3 else 'flac'}"
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        soundfile.write(path, voice(0.6 + 0.25 * index, index), 16_000, "PCM_16")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTILKIT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def shared() -> Path:
+    if "DISTILKIT_SHARED" not in os.environ:
+        pytest.skip("DISTILKIT_SHARED is not set")
+    return Path(os.environ["DISTILKIT_SHARED"])
+
+
+def quick(*changes: str) -> config.Recipe:
+    """The smoke recipe made small: a few steps of 4 s, fp32."""
+    return config.load_recipe(
+        "smoke",
+        [
+            "train.precision=fp32",
+            "train.device=cpu",
+            "train.steps=6",
+            "train.validate_every=3",
+            "train.checkpoint_every=2",
+            "batches.seconds=4",
+            "batches.micro_seconds=4",
+            "data.valid_fraction=0.2",
+            *changes,
+        ],
+    )

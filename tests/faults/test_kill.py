@@ -1,0 +1,96 @@
+"""Killed at any moment and resumed, a run ends as if nothing had happened: byte for byte."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+KILLS = 10
+STEPS = 60
+OPTIONS = [
+    "--recipe", "smoke", "--set", "train.precision=fp32", "--set", "train.device=cpu",
+    "--set", f"train.steps={STEPS}", "--set", "train.validate_every=7",
+    "--set", "train.checkpoint_every=3", "--set", "batches.seconds=3",
+    "--set", "data.valid_fraction=0.2",
+]  # fmt: skip
+COMPARED = ("metrics.jsonl", "heads.safetensors", "student/model.safetensors", "student/README.md")
+
+
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "distilkit", "distill", *arguments]
+    return subprocess.Popen(
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def lines(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+@pytest.mark.slow
+def test_killed_ten_times_and_resumed(speech: Path, teacher_folder: Path, tmp_path: Path) -> None:
+    fresh = [str(speech), "--teacher", str(teacher_folder), *OPTIONS, "--out"]
+    whole = start([*fresh, str(tmp_path / "whole")])
+    _, log = whole.communicate(timeout=300)
+    assert whole.returncode == 0, log
+    broken = tmp_path / "broken"
+    again = ["--resume", "--out", str(broken)]
+    rng, reached = random.Random(0), []
+    for kill in range(KILLS):
+        # Before the run folder is there, resuming needs the audio again, and simply begins.
+        has_run = (broken / "run.json").is_file()
+        process = start(
+            again if has_run else [*fresh, str(broken), *(["--resume"] if kill else [])]
+        )
+        if kill % 5 == 0:
+            time.sleep(rng.uniform(0.2, 6.0))  # anywhere: imports, reading audio, loading
+        else:
+            before, limit = lines(broken), time.monotonic() + 120
+            while lines(broken) <= before and process.poll() is None and time.monotonic() < limit:
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0.0, 0.4))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        reached.append(lines(broken))
+        assert lines(broken) < STEPS, "finished before the last kill; give the run more steps"
+    last = start(again if (broken / "run.json").is_file() else [*fresh, str(broken)])
+    _, log = last.communicate(timeout=300)
+    assert last.returncode == 0, log
+    assert max(reached) > 3, "no kill fell into training"
+    for name in COMPARED:
+        assert (broken / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    left = [path.name for path in broken.rglob(".*") if path.name != ".lock"]
+    assert left == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_exits_130(
+    speech: Path, teacher_folder: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    out = tmp_path / "run"
+    options = [*OPTIONS, "--set", "train.checkpoint_every=1000"]
+    process = start([str(speech), "--teacher", str(teacher_folder), *options, "--out", str(out)])
+    limit = time.monotonic() + 120
+    while lines(out) < 2 and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.01)
+    process.send_signal(number)
+    output, log = process.communicate(timeout=60)
+    assert process.returncode == 130, log
+    assert output == ""
+    done = lines(out)
+    assert f"saved after step {done} of {STEPS}" in log
+    assert f"distilkit distill --resume --out {out}" in log
+    assert (out / "checkpoints" / f"step-{done:08d}").is_dir()
+    process = start(["--resume", "--out", str(out)])
+    output, log = process.communicate(timeout=300)
+    assert process.returncode == 0, log
+    assert output == f"{out}/student\n"
+    assert lines(out) == STEPS

@@ -1,0 +1,457 @@
+"""The command line: bad input has one clear error and leaves nothing; the options are frozen."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import typer
+from conftest import voice
+
+from distilkit import cli
+from distilkit.demo import speech as built_in_speech
+
+Result = tuple[int, str, str]
+Run = Callable[..., Result]
+
+OPTIONS = {
+    "distill": {"--teacher", "--out", "--recipe", "--set", "--steps", "--resume", "--plan", "--seed", "--json"},
+    "embed": {"--model", "--layer", "--pool", "--out", "--format", "--json"},
+    "inspect": {"--json"},
+    "demo": {"--out", "--steps"},
+    "doctor": {"--json"},
+    "recipes": set(),
+    "recipes show": set(),
+    "recipes copy": set(),
+}  # fmt: skip
+QUICK = [
+    "--recipe", "smoke", "--steps", "2", "--set", "train.precision=fp32", "--set", "batches.seconds=4",
+]  # fmt: skip
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Run a command in this process, in an empty folder."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["distilkit", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return call
+
+
+def commands(group: object = None, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for name, command in (group or typer.main.get_command(cli.app)).commands.items():  # type: ignore[attr-defined]
+        yield prefix + name, command
+        if hasattr(command, "commands"):
+            yield from commands(command, f"{prefix}{name} ")
+
+
+def test_options_are_frozen() -> None:
+    """A new option is a visible decision: most settings belong in the recipe, behind --set."""
+    found = {
+        name: {p.opts[-1] for p in command.params if p.opts[0].startswith("-")} - {"--help"}  # type: ignore[attr-defined]
+        for name, command in commands()
+    }
+    assert found == OPTIONS
+
+
+# ------------------------------------------------------------------------------------- bad input
+
+
+@contextmanager
+def powerless() -> Iterator[None]:
+    """Root may read everything; somebody else may not."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def wav(path: Path, sound: np.ndarray, rate: int = 16_000, subtype: str = "PCM_16") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, sound, rate, subtype)
+    return path
+
+
+def text_named_wav(folder: Path) -> None:
+    (folder / "x.wav").write_text("I am a text\n" * 50)
+
+
+def zero_bytes(folder: Path) -> None:
+    (folder / "x.wav").touch()
+
+
+def truncated_flac(folder: Path) -> None:
+    path = wav(folder / "x.flac", voice(3.0, 1))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def nan_samples(folder: Path) -> None:
+    sound = voice(1.0, 1)
+    sound[500] = np.nan
+    wav(folder / "x.wav", sound, subtype="FLOAT")
+
+
+def silence(folder: Path) -> None:
+    wav(folder / "x.wav", np.zeros(32_000, np.float32))
+
+
+def too_short(folder: Path) -> None:
+    wav(folder / "x.wav", voice(0.01, 1))
+
+
+UNUSABLE = {
+    text_named_wav: "cannot be decoded",
+    zero_bytes: "is empty (0 bytes)",
+    truncated_flac: "is damaged: ",
+    nan_samples: "holds values that are not finite numbers",
+    silence: "silent: 2.0 s below -70 dBFS",
+    too_short: "0.010 s is shorter than 0.1 s",
+}
+
+
+@pytest.mark.parametrize("make", UNUSABLE, ids=lambda make: make.__name__)
+def test_only_unusable_audio_is_an_error(
+    run: Run, tmp_path: Path, teacher_folder: Path, make: Callable[[Path], None]
+) -> None:
+    folder = tmp_path / "audio"
+    folder.mkdir()
+    make(folder)
+    code, out, err = run("distill", folder, "--teacher", teacher_folder, *QUICK)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"error: 1 of 1 audio files in `{folder}` cannot be used:\n  {folder}/x.")
+    assert UNUSABLE[make] in err
+    assert err.count("error:") == err.count("hint:") == 1
+    assert list(Path.cwd().iterdir()) == []
+
+
+@pytest.mark.parametrize("make", UNUSABLE, ids=lambda make: make.__name__)
+def test_among_usable_audio_it_is_a_listed_skip(
+    run: Run, tmp_path: Path, teacher_folder: Path, speech: Path, make: Callable[[Path], None]
+) -> None:
+    folder = tmp_path / "audio"
+    folder.mkdir()
+    make(folder)
+    code, out, err = run("distill", folder, speech, "--teacher", teacher_folder, *QUICK)
+    assert (code, out) == (0, "runs/audio/student\n"), err
+    assert "left out: 1 unusable (all in skipped.tsv)" in err
+    rows = Path("runs/audio/skipped.tsv").read_text().splitlines()
+    assert len(rows) == 2
+    assert rows[1].startswith(f"unusable\t0.00\t{folder}/x.")
+    assert UNUSABLE[make].removeprefix("is ") in rows[1].replace("is empty", "empty")
+
+
+def test_a_file_that_may_not_be_read(
+    run: Run, tmp_path: Path, speech: Path, teacher_folder: Path
+) -> None:
+    folder = tmp_path / "audio"
+    closed = wav(folder / "x.wav", voice(1.0, 1))
+    closed.chmod(0)
+    for parent in [tmp_path, *list(tmp_path.parents)[:3]]:
+        parent.chmod(0o755)
+    with powerless():
+        code, _, err = run("inspect", folder)
+    assert code == 1
+    assert f"{closed}: cannot open: Permission denied" in err
+
+
+def test_twenty_four_channels_are_mixed(run: Run, tmp_path: Path) -> None:
+    path = wav(tmp_path / "many.wav", np.repeat(voice(2.0, 1)[:, None], 24, 1), 44_100)
+    code, out, _ = run("inspect", path, "--json")
+    assert code == 0
+    assert json.loads(out)["recordings"] == 1
+
+
+ERRORS: dict[str, tuple[list[str], str, str]] = {
+    "missing folder": (
+        ["distill", "audoi", "--teacher", "TEACHER"],
+        "no such file or folder: `audoi`",
+        "did you mean `audio`?",
+    ),
+    "empty folder": (
+        ["distill", "empty", "--teacher", "TEACHER"],
+        "no audio in `empty`: it holds no files",
+        "give a folder with recordings",
+    ),
+    "folder without audio": (
+        ["distill", "notes", "--teacher", "TEACHER"],
+        "no audio in `notes`: 1 file, none with a known audio suffix",
+        "distilkit inspect notes",
+    ),
+    "no audio given": (["distill"], "no audio given", "distilkit distill ./my_audio"),
+    "output holds a run": (
+        ["distill", "audio", "--teacher", "TEACHER", "--out", "taken"],
+        "`taken` already holds a run",
+        "--resume --out taken to go on with it, or another --out",
+    ),
+    "output holds something": (
+        ["distill", "audio", "--teacher", "TEACHER", "--out", "notes"],
+        "`notes` is not empty and not a run",
+        "another --out",
+    ),
+    "unknown recipe": (
+        ["distill", "audio", "--recipe", "smke"],
+        "no recipe `smke`: neither a built-in name nor a file",
+        "did you mean `smoke`?",
+    ),
+    "unknown key": (
+        ["distill", "audio", "--set", "train.learning_rat=1"],
+        "unknown key `train.learning_rat`",
+        "did you mean `train.learning_rate`?",
+    ),
+    "wrong value": (
+        ["distill", "audio", "--set", "train.learning_rate=fast"],
+        "`train.learning_rate` cannot be `fast`: must be a valid number",
+        "distilkit recipes show paper",
+    ),
+    "teacher path": (
+        ["distill", "audio", "--teacher", "./techer"],
+        "no such model: `./techer` is neither a path that exists nor a hub id (`owner/name`)",
+        "did you mean `teacher`?",
+    ),
+    "teacher is audio": (
+        ["distill", "audio", "--teacher", "audio"],
+        "`audio` is not a checkpoint of a known format (huggingface); it holds a, b",
+        "give a Hugging Face folder with config.json and model.safetensors, or a hub id",
+    ),
+    "nothing to resume": (
+        ["distill", "--resume"],
+        "no unfinished run under `runs`",
+        "distilkit distill AUDIO",
+    ),
+    "resume with changes": (
+        ["distill", "--resume", "--out", "taken", "--steps", "5"],
+        "a resumed run keeps its recipe: `train.steps=5` cannot change it",
+        "leave it out, or start a new run with another --out",
+    ),
+    "embed nothing": (
+        ["embed", "notes", "--model", "TEACHER"],
+        "nothing to embed in `notes`",
+        "distilkit inspect FOLDER",
+    ),
+    "embed without permission to write": (
+        ["embed", "audio", "--model", "TEACHER", "--layer", "77"],
+        "`--layer 77`: this model has layers 0 to 12",
+        "--layer last, --layer all, --layer 1",
+    ),
+    "recipe copy over a file": (
+        ["recipes", "copy", "paper", "notes/diary.txt"],
+        "`notes/diary.txt` exists",
+        "another file name",
+    ),
+    "inspect nothing": (
+        ["inspect", "./nowhere"],
+        "no such model: `./nowhere` is neither a path that exists nor a hub id (`owner/name`)",
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_are_one_problem_and_one_hint(
+    run: Run, speech: Path, teacher_folder: Path, name: str
+) -> None:
+    Path("audio").symlink_to(speech)
+    Path("teacher").symlink_to(teacher_folder)
+    Path("empty").mkdir()
+    Path("notes").mkdir()
+    Path("notes/diary.txt").write_text("mine")
+    Path("taken").mkdir()
+    Path("taken/run.json").write_text("{}")
+    before = sorted(path for path in Path().rglob("*"))
+    arguments, problem, hint = ERRORS[name]
+    code, out, err = run(*[str(teacher_folder) if a == "TEACHER" else a for a in arguments])
+    assert (code, out) == (1, "")
+    said = err[err.index("error: ") :]
+    assert said.startswith(f"error: {problem}")
+    assert said.endswith(f"\nhint: {hint}\n" if hint else "\n")
+    assert err.count("error:") == 1
+    assert "Traceback" not in err
+    assert sorted(path for path in Path().rglob("*")) == before
+
+
+@pytest.mark.enable_socket
+def test_a_hub_id_while_offline_answers_soon(speech: Path, tmp_path: Path) -> None:
+    """With the hub merely out of reach, not switched off: the slow case."""
+    environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
+    environment |= {"HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    code = (
+        "import time; from distilkit.teachers import load; from distilkit.errors import DistilkitError\n"
+        "began = time.monotonic()\n"
+        "try: load('owner/name')\n"
+        "except DistilkitError as error: print(time.monotonic() - began, error.problem, error.hint, sep='|')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    seconds, problem, hint = done.stdout.split("|")
+    assert float(seconds) < 10
+    assert problem == "`owner/name` is not in the local cache, and the hub cannot be reached"
+    assert hint.strip() == "give a local folder with --teacher or --model, or go online once"
+    assert "Retry" not in done.stderr
+
+
+def test_a_hub_id_with_the_hub_switched_off(run: Run, speech: Path) -> None:
+    began = time.monotonic()
+    code, _, err = run("distill", speech, "--teacher", "facebook/hubert-base-ls960")
+    assert code == 1
+    assert "`facebook/hubert-base-ls960` is not in the local cache" in err
+    assert time.monotonic() - began < 10
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_usage_errors_end_with_2(run: Run) -> None:
+    for arguments in (["distil"], ["distill", "--nonsense"], ["embed"], ["distill", "a", "--steps", "0"]):
+        code, out, err = run(*arguments)
+        assert (code, out) == (2, "")
+        assert err
+    assert "distill" in run("distil")[2]
+
+
+# ------------------------------------------------------------------------------------- good input
+
+
+def test_distill_then_embed_without_naming_the_model(
+    run: Run, speech: Path, teacher_folder: Path
+) -> None:
+    code, out, err = run("distill", speech, "--teacher", teacher_folder, *QUICK, "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["steps"] == 2
+    assert Path(result["student"]).is_dir()
+    code, out, err = run("embed", speech / "b" / "clip01.wav")
+    assert code == 0
+    assert out == f"clip01.npy\t(42, 32)\t0.85 s\t{result['student']}\n"
+    assert "no --model given" in err
+    code, out, _ = run("embed", speech, "--pool", "mean", "--json")
+    assert code == 0
+    assert len(json.loads(out)["files"]) == 12
+    code, out, _ = run("inspect", Path(result["student"]).parent, "--json")
+    facts = json.loads(out)
+    assert facts["state"] == "finished"
+    assert facts["steps"] == "2 of 2"
+    code, out, _ = run("inspect", result["student"], "--json")
+    assert json.loads(out)["transformer layers"] == 2
+    code, _, err = run("distill", "--resume")
+    assert code == 1
+    assert "no unfinished run under `runs`" in err
+
+
+def test_plan_writes_nothing(run: Run, speech: Path, teacher_folder: Path) -> None:
+    code, out, _ = run("distill", speech, "--teacher", teacher_folder, *QUICK, "--plan", "--json")
+    assert code == 0
+    plan = json.loads(out)
+    assert plan["steps"] == 2
+    assert plan["seconds_per_step"] > 0
+    assert 0 < plan["disk_gib"] < 0.1
+    assert plan["usable_hours"] == pytest.approx(sum(0.6 + 0.25 * i for i in range(12)) / 3600, abs=1e-3)
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_embed_reports_failures_with_status_1(run: Run, speech: Path, teacher_folder: Path) -> None:
+    Path("x.wav").write_text("no audio")
+    code, out, err = run("embed", "x.wav", speech / "b" / "clip01.wav", "--model", teacher_folder)
+    assert code == 1
+    assert out.startswith("embeddings\t1 files")
+    assert "left out x.wav: cannot be decoded" in err
+    assert np.load("embeddings/clip01.npy").shape == (42, 32)
+
+
+def test_inspect_audio(run: Run, speech: Path) -> None:
+    code, out, _ = run("inspect", speech, "--json")
+    facts = json.loads(out)
+    assert (code, facts["recordings"], facts["formats"]) == (0, 12, {".wav": 8, ".flac": 4})
+    code, out, _ = run("inspect", speech)
+    assert code == 0
+    assert "12" in out
+
+
+def test_recipes(run: Run) -> None:
+    code, out, _ = run("recipes")
+    assert code == 0
+    assert all(name in out for name in ("paper", "personal", "smoke"))
+    assert run("recipes", "copy", "smoke", "mine.toml")[:2] == (0, "mine.toml\n")
+    code, out, _ = run("recipes", "show", "./mine.toml")
+    assert out == Path("mine.toml").read_text()
+
+
+def test_doctor(run: Run) -> None:
+    code, out, _ = run("doctor", "--json")
+    checks = {check["name"]: check for check in json.loads(out)}
+    assert code == 0
+    assert {"python", "versions", "imports", "device", "audio", "disk", "hub"} == set(checks)
+    assert "HF_HUB_OFFLINE" in checks["hub"]["found"]
+
+
+def test_doctor_names_a_version_that_does_not_fit(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.metadata
+
+    real = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: "2.15.0" if name == "torch" else real(name)
+    )
+    code, out, _ = run("doctor", "--json")
+    check = next(check for check in json.loads(out) if check["name"] == "torch")
+    assert code == 1
+    assert not check["well"]
+    assert check["found"] == "2.15.0; needs <2.15,>=2.11"
+    assert check["mend"] == "pip install 'torch<2.15,>=2.11'"
+
+
+@pytest.mark.slow
+def test_demo(run: Run) -> None:
+    code, out, err = run("demo", "--steps", "2")
+    assert code == 0, err
+    assert "random weights" in err
+    student, embedding = out.splitlines()
+    assert Path(student, "model.safetensors").is_file()
+    assert np.load(embedding.split("\t")[0]).shape[1] == 256
+    code, out, _ = run("demo", "--steps", "1")
+    assert (code, out.splitlines()[0]) == (0, "demo-2/run/student")
+
+
+def test_the_built_in_speech_is_whole(run: Run) -> None:
+    code, out, _ = run("inspect", built_in_speech(), "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert facts["recordings"] == 79
+    assert facts["left out"] == {"not audio": 1}
+    assert sum(p.stat().st_size for p in built_in_speech().rglob("*") if p.is_file()) < 1_000_000
+
+
+def test_help_names_every_command_and_needs_no_terminal() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "distilkit", "--help"],
+        capture_output=True, text=True, check=True, env={**os.environ, "NO_COLOR": "1", "TERM": "dumb"},
+    )  # fmt: skip
+    assert all(name.split()[0] in done.stdout for name in OPTIONS)
+    assert "\x1b" not in done.stdout
+
+
+def test_version(run: Run) -> None:
+    from distilkit import __version__
+
+    assert run("--version") == (0, f"distilkit {__version__}\n", "")

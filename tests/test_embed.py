@@ -1,0 +1,220 @@
+"""Embeddings: exact in any batch, resumable, long files at flat memory, every format readable."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import LARGE, make_model, voice
+from safetensors.numpy import load_file
+from transformers import Wav2Vec2FeatureExtractor
+
+from distilkit import embed as embedding
+from distilkit.audio import frames, load
+from distilkit.embed import embed, encode_clips
+from distilkit.encoder import Encoder, exact
+from distilkit.errors import DistilkitError
+
+
+def encoder(**changes: object) -> Encoder:
+    return Encoder(model=exact(make_model(**changes)), normalise=bool(changes))
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fifty files of 0.03 to 8 s."""
+    folder = tmp_path_factory.mktemp("mixed")
+    for index in range(50):
+        seconds = 0.03 + 8 * (index / 49) ** 3
+        soundfile.write(folder / f"{index:02d}.wav", voice(seconds, index), 16_000, "PCM_16")
+    return folder
+
+
+@pytest.mark.parametrize("changes", [{}, LARGE])
+def test_fifty_files_equal_each_alone_in_stock_transformers(
+    mixed: Path, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    stock = make_model(**changes)
+    extractor = Wav2Vec2FeatureExtractor(do_normalize=bool(changes))
+    done, skipped, out = embed([mixed], encoder(**changes), out=tmp_path / "out")
+    assert (len(done), skipped) == (50, [])
+    worst = 0.0
+    for item in done:
+        inputs = extractor(load(mixed / item.id), sampling_rate=16_000, return_tensors="pt")
+        with torch.no_grad():
+            wanted = stock(inputs.input_values).last_hidden_state[0].numpy()
+        got = np.load(out / item.output)
+        assert got.shape == wanted.shape == item.shape
+        worst = max(worst, float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted)))
+    assert worst < 1e-4
+
+
+def test_one_file_goes_beside_you(
+    speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done, _, out = embed([speech / "b" / "clip01.wav"], encoder())
+    assert out == Path("clip01.npy")
+    assert np.load("clip01.npy").shape == done[0].shape == (frames(13_600), 32)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip01.npy"]
+
+
+@pytest.mark.parametrize(
+    ("layer", "pool", "shape"),
+    [
+        ("last", "none", (42, 32)),
+        ("3", "none", (42, 32)),
+        ("all", "none", (13, 42, 32)),
+        ("last", "mean", (32,)),
+        ("all", "mean", (13, 32)),
+    ],
+)
+def test_layers_and_pooling(
+    speech: Path, tmp_path: Path, layer: str, pool: str, shape: tuple[int, ...]
+) -> None:
+    clip, model = speech / "b" / "clip01.wav", encoder()
+    out = tmp_path / "x.npy"
+    embed([clip], model, layer=layer, pool=pool, out=out)  # type: ignore[arg-type]
+    got = np.load(out)
+    assert got.shape == shape
+    (every,) = encode_clips([load(clip)], model, range(13), "cpu")
+    wanted = {"last": every[12], "3": every[3], "all": every}[layer]
+    wanted = wanted.mean(-2) if pool == "mean" else wanted
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_layer_the_model_lacks(speech: Path) -> None:
+    for layer in ("13", "-1", "first", "1.5"):
+        with pytest.raises(
+            DistilkitError, match=f"`--layer {layer}`: this model has layers 0 to 12"
+        ):
+            embed([speech], encoder(), layer=layer)
+
+
+@pytest.mark.parametrize("format", ["npz", "safetensors", "parquet"])
+def test_one_file_for_all(speech: Path, tmp_path: Path, format: str) -> None:
+    out = tmp_path / f"x.{format}"
+    done, _, target = embed([speech], encoder(), out=out, format=format)  # type: ignore[arg-type]
+    assert target == out
+    separate, _, folder = embed([speech], encoder(), out=tmp_path / "separate")
+    wanted = {item.id: np.load(folder / item.output) for item in separate}
+    assert len(wanted) == len(done) == 12
+    if format == "parquet":
+        from pyarrow import parquet
+
+        table = parquet.read_table(out)
+        vectors = np.stack(table["embedding"].to_numpy(zero_copy_only=False))
+        ids, rows = table["id"].to_pylist(), table["row"].to_numpy()
+        got = {name: vectors[[i == name for i in ids]] for name in wanted}
+        assert rows[: len(wanted[ids[0]])].tolist() == list(range(len(wanted[ids[0]])))
+    else:
+        got = dict(np.load(out)) if format == "npz" else load_file(out)
+    assert set(got) == set(wanted)
+    assert all(np.array_equal(got[name], wanted[name]) for name in wanted)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["separate", out.name]
+
+
+def test_long_files_go_in_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every frame once; where the model hears no further than the context, exactly the whole."""
+    sound = voice(11.3, 3)
+    soundfile.write(tmp_path / "long.wav", sound, 16_000, "FLOAT")
+    model = encoder(**LARGE)
+    model = Encoder(model=model.model, normalise=False)
+    model.model.encoder.layers = model.model.encoder.layers[
+        :0
+    ]  # no attention: 0.3 s is all it hears
+    model.model.config.num_hidden_layers = 0
+    (whole,) = encode_clips([sound], model, [0], "cpu")
+    monkeypatch.setattr(embedding, "WINDOW_SECONDS", 3.0)
+    monkeypatch.setattr(embedding, "CONTEXT_SECONDS", 0.5)
+    for layer in ("last", "all"):
+        embed([tmp_path / "long.wav"], model, layer=layer, out=tmp_path / "x.npy")
+        got = np.load(tmp_path / "x.npy")
+        got = got[0] if layer == "all" else got
+        assert got.shape == whole[0].shape
+        np.testing.assert_allclose(got, whole[0], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("extra", range(0, 1_700, 211))
+def test_windows_give_every_frame_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: int
+) -> None:
+    monkeypatch.setattr(embedding, "WINDOW_SECONDS", 3.0)
+    monkeypatch.setattr(embedding, "CONTEXT_SECONDS", 0.5)
+    count = 48_001 + 31_840 + extra
+    soundfile.write(tmp_path / "long.wav", voice(count / 16_000 + 1e-6, 3)[:count], 16_000, "FLOAT")
+    for pool in ("none", "mean"):
+        done, _, _ = embed([tmp_path / "long.wav"], encoder(), pool=pool, out=tmp_path / "x.npy")
+        assert done[0].shape == ((frames(count), 32) if pool == "none" else (32,))
+        assert done[0].seconds == pytest.approx(count / 16_000, abs=1e-3)
+
+
+def test_what_is_done_is_kept(
+    speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "audio"
+    shutil.copytree(speech, folder)
+    out, calls = tmp_path / "out", []
+    real = embedding.encode_clips
+
+    def counting(clips: list[np.ndarray], *rest: object) -> list[np.ndarray]:
+        calls.append(len(clips))
+        return real(clips, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(embedding, "encode_clips", counting)
+    embed([folder], encoder(), out=out, name="m")
+    assert sum(calls) == 12
+    embed([folder], encoder(), out=out, name="m")
+    assert sum(calls) == 12
+    (out / "a" / "clip00.npy").unlink()
+    soundfile.write(folder / "b" / "clip01.wav", voice(1.0, 77), 16_000, "PCM_16")
+    with (out / "embeddings.jsonl").open("a") as file:
+        file.write('{"id": "half')
+    done, _, _ = embed([folder], encoder(), out=out, name="m")
+    assert sum(calls) == 14
+    assert {item.id for item in done} == {
+        p.relative_to(folder).as_posix() for p in folder.rglob("*.*")
+    }
+    assert np.load(out / "b" / "clip01.npy").shape == (49, 32)
+    again = [json.loads(line)["id"] for line in (out / "embeddings.jsonl").read_text().splitlines()]
+    assert set(again) == {item.id for item in done}
+    with pytest.raises(DistilkitError, match="holds other embeddings: pool none there, mean here"):
+        embed([folder], encoder(), out=out, name="m", pool="mean")
+    with pytest.raises(DistilkitError, match="model m there, other here"):
+        embed([folder], encoder(), out=out, name="other")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "diary.txt").write_text("x")
+    with pytest.raises(DistilkitError, match="not empty and holds no embeddings"):
+        embed([folder], encoder(), out=tmp_path / "mine")
+
+
+def test_stems_that_collide_keep_their_full_name(tmp_path: Path) -> None:
+    for name in ("x.wav", "x.flac", "y.wav"):
+        soundfile.write(tmp_path / name, voice(0.5, len(name)), 16_000, "PCM_16")
+    _, _, out = embed([tmp_path], encoder(), out=tmp_path / "out")
+    assert sorted(p.name for p in out.glob("*.npy")) == ["x.flac.npy", "x.wav.npy", "y.npy"]
+
+
+def test_bad_files_are_listed_and_the_others_done(tmp_path: Path) -> None:
+    audio = tmp_path / "audio"
+    audio.mkdir()
+    soundfile.write(audio / "good.wav", voice(0.5, 1), 16_000, "PCM_16")
+    soundfile.write(audio / "short.wav", voice(0.02, 1), 16_000, "PCM_16")
+    (audio / "text.wav").write_text("not audio at all")
+    (audio / "notes.txt").write_text("notes")
+    done, skipped, _ = embed([audio], encoder(), out=tmp_path / "out")
+    assert [item.id for item in done] == ["good.wav"]
+    assert {Path(item.path).name: item.kind for item in skipped} == {
+        "short.wav": "unusable",
+        "text.wav": "unusable",
+        "notes.txt": "not audio",
+    }
+    (audio / "good.wav").unlink()
+    with pytest.raises(
+        DistilkitError, match=r"nothing to embed in (.|\n)*short.wav: 0.020 s is shorter"
+    ):
+        embed([audio], encoder(), out=tmp_path / "none")
+    assert not (tmp_path / "none").exists()

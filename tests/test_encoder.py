@@ -1,0 +1,137 @@
+"""A clip gives the same whatever it is batched with, and the same as stock transformers alone."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from conftest import LARGE, make_model, voice
+from transformers import AutoModel, HubertModel, Wav2Vec2FeatureExtractor
+
+from distilkit.encoder import Encoder, encode, exact, frame_mask, scale_conv_gradients, truncate
+
+MIXED = (400, 719, 720, 3_201, 16_000, 16_001, 23_456, 31_999, 48_000)
+
+
+def pad(clips: list[np.ndarray]) -> torch.Tensor:
+    tensors = [torch.from_numpy(clip) for clip in clips]
+    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
+
+
+def alone(model: HubertModel, clip: np.ndarray, normalise: bool) -> list[torch.Tensor]:
+    """Stock transformers on one clip: hidden states, the last one behind the final norm."""
+    extractor = Wav2Vec2FeatureExtractor(do_normalize=normalise)
+    inputs = extractor(clip, sampling_rate=16_000, return_tensors="pt")
+    with torch.no_grad():
+        output = model(inputs.input_values, output_hidden_states=True)
+    return [*output.hidden_states[:-1], output.last_hidden_state]
+
+
+@pytest.mark.parametrize(
+    ("changes", "normalise"), [({}, False), ({}, True), (LARGE, True), (LARGE, False)]
+)
+def test_a_padded_clip_equals_the_clip_alone(changes: dict[str, object], normalise: bool) -> None:
+    stock = make_model(**changes)
+    encoder = Encoder(model=exact(copy.deepcopy(stock)), normalise=normalise)
+    clips = [0.3 + voice(n / 16_000 + 1e-6, n)[:n] for n in MIXED]
+    layers = list(range(encoder.depth + 1))
+    with torch.no_grad():
+        batch = encode(encoder, pad(clips), [len(clip) for clip in clips], layers)
+    for index, clip in enumerate(clips):
+        for layer, wanted in enumerate(alone(stock, clip, normalise)):
+            got = batch[layer][index, : wanted.shape[1]]
+            assert (got - wanted[0]).norm() / wanted.norm() < 3e-5, (layer, len(clip))
+
+
+def test_stock_transformers_is_not_exact() -> None:
+    """The reason for all this; if it fails, `exact` may have become needless."""
+    model = make_model()
+    clips = [voice(1.0, 1), voice(2.0, 2)]
+    mask = torch.tensor([[1] * 16_000 + [0] * 16_000, [1] * 32_000])
+    with torch.no_grad():
+        padded = model(pad(clips), attention_mask=mask).last_hidden_state[0, :49]
+    wanted = alone(model, clips[0], False)[-1][0]
+    assert (padded - wanted).norm() / wanted.norm() > 0.01
+
+
+def test_equal_lengths_take_the_stock_norm() -> None:
+    stock = make_model()
+    model = exact(copy.deepcopy(stock))
+    wave_BS = pad([voice(1.0, 1), voice(1.0, 2)])
+    with torch.no_grad():
+        (got,) = encode(Encoder(model=model, normalise=False), wave_BS, [16_000] * 2, [12])
+        wanted = stock(wave_BS).last_hidden_state
+    assert torch.equal(got, wanted)
+
+
+def test_exact_keeps_the_state_dict() -> None:
+    stock = make_model()
+    model = exact(copy.deepcopy(stock))
+    assert list(model.state_dict()) == list(stock.state_dict())
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), stock.parameters(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("changes", [{}, LARGE])
+def test_truncating_changes_nothing_below(changes: dict[str, object]) -> None:
+    encoder = Encoder(model=exact(make_model(**changes)), normalise=False)
+    wave_BS, layers = pad([voice(1.0, 1)]), [0, 1, 3]
+    with torch.no_grad():
+        wanted = encode(encoder, wave_BS, [16_000], layers)
+        truncate(encoder, 3)
+        got = encode(encoder, wave_BS, [16_000], layers)
+    assert len(encoder.model.encoder.layers) == 3
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+def test_gradients_of_a_padded_batch_equal_those_alone() -> None:
+    """Also with gradient checkpointing, which runs the norm again in the backward pass."""
+    clips = [voice(n / 16_000 + 1e-6, n)[:n] for n in (5_000, 16_000, 9_000)]
+    gradients = []
+    for split, checkpointing in (([0, 1, 2], False), (None, False), ([0, 1, 2], True)):
+        model = exact(make_model(hidden_dropout=0.0, attention_dropout=0.0, activation_dropout=0.0,
+                                 feat_proj_dropout=0.0, apply_spec_augment=False)).train()  # fmt: skip
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        encoder = Encoder(model=model, normalise=False)
+        for group in [split] if split else [[0], [1], [2]]:
+            chosen = [clips[i] for i in group]
+            lengths = [len(clip) for clip in chosen]
+            (hidden,) = encode(encoder, pad(chosen), lengths, [12])
+            mask = frame_mask(lengths, hidden.shape[1], hidden.device)
+            hidden[mask].pow(2).sum().backward()
+        gradients.append(
+            torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        )
+    for other in gradients[1:]:
+        assert (other - gradients[0]).norm() / gradients[0].norm() < 1e-5
+
+
+def test_conv_gradients_are_scaled_and_no_others() -> None:
+    gradients = []
+    for factor in (1.0, 0.1):
+        model = exact(make_model(apply_spec_augment=False))
+        scale_conv_gradients(model, factor)
+        (hidden,) = encode(
+            Encoder(model=model, normalise=False), pad([voice(0.5, 1)]), [8_000], [12]
+        )
+        hidden.pow(2).sum().backward()
+        gradients.append(
+            {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        )
+    for name, full in gradients[0].items():
+        factor = 0.1 if name.startswith("feature_extractor") else 1.0
+        assert (gradients[1][name] - full * factor).norm() <= 1e-4 * factor * full.norm(), name
+
+
+def test_auto_model_reads_what_exact_models_save(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("saved")
+    model = exact(make_model())
+    model.save_pretrained(folder)
+    again, found = AutoModel.from_pretrained(folder, output_loading_info=True)
+    assert not found["missing_keys"]
+    assert not found["unexpected_keys"]
+    assert all(
+        torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True)
+    )

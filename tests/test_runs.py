@@ -1,0 +1,136 @@
+"""Run folders: whole or not at all, one process at a time."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from distilkit.errors import DistilkitError
+from distilkit.runs import Run, newest_run, replacing, write_text
+
+
+def test_a_file_is_replaced_whole_or_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    write_text(path, "old")
+    with pytest.raises(RuntimeError), replacing(path) as beside:
+        beside.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    write_text(path, "new")
+    assert path.read_text() == "new"
+    assert [item.name for item in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_a_folder_is_replaced_whole_or_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    for text in ("one", "two"):
+        with replacing(path) as beside:
+            beside.mkdir()
+            (beside / text).write_text(text)
+    with pytest.raises(RuntimeError), replacing(path) as beside:
+        beside.mkdir()
+        raise RuntimeError
+    assert [item.name for item in path.iterdir()] == ["two"]
+    assert [item.name for item in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(DistilkitError, match=r"cannot write `.*file.txt`: No space left") as caught:
+        with replacing(tmp_path / "file.txt"):
+            raise OSError(28, "No space left on device")
+    assert caught.value.hint == "distilkit doctor"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_place_must_be_free(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.create({"run.json": "{}"})
+    with pytest.raises(DistilkitError, match="already holds a run") as caught:
+        Run(tmp_path / "run").create({"run.json": "{}"})
+    assert "--resume" in str(caught.value.hint)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "diary.txt").write_text("mine")
+    with pytest.raises(DistilkitError, match="not empty and not a run"):
+        Run(tmp_path / "other").create({"run.json": "{}"})
+    (tmp_path / "empty").mkdir()
+    Run(tmp_path / "empty").create({"run.json": "{}"})
+    with pytest.raises(DistilkitError, match="is a file"):
+        Run(tmp_path / "other" / "diary.txt").create({"run.json": "{}"})
+
+
+def test_two_processes_in_one_run(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.create({"run.json": "{}"})
+    code = (
+        "import sys; from pathlib import Path; from distilkit.runs import Run\n"
+        "with Run(Path(sys.argv[1])).locked(): print('in', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(run.folder)], stdin=-1, stdout=-1, text=True
+    )
+    assert other.stdout is not None
+    assert other.stdout.readline() == "in\n"
+    with pytest.raises(DistilkitError, match="another process is working in"), run.locked():
+        pass
+    other.kill()
+    other.communicate()
+    with run.locked():
+        pass
+
+
+def test_rewinding_forgets_later_and_half_written_lines(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.create({"run.json": "{}"})
+    for step in range(1, 6):
+        run.append("metrics.jsonl", {"step": step, "loss": 0.1 * step})
+    whole = (run.folder / "metrics.jsonl").read_text()
+    with (run.folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')
+    run.rewind(4)
+    assert (run.folder / "metrics.jsonl").read_text() == "".join(whole.splitlines(True)[:4])
+
+
+def test_checkpoints(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.create({"run.json": "{}"})
+    assert run.load_checkpoint() is None
+    for step in (5, 10):
+        run.save_checkpoint(step, {"a": torch.full((3,), float(step))}, {"scale": 2.0})
+    (run.folder / "checkpoints" / ".step-00000015.partial-1").mkdir()
+    saved = run.load_checkpoint()
+    assert saved is not None
+    assert saved[0]["a"].tolist() == [10.0] * 3
+    assert saved[1] == {"scale": 2.0, "step": 10}
+    assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["step-00000010"]
+    tensors = run.folder / "checkpoints" / "step-00000010" / "tensors.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:20])
+    with pytest.raises(DistilkitError, match="is damaged") as caught:
+        run.load_checkpoint()
+    assert str(caught.value.hint).startswith("rm -r ")
+
+
+def test_a_damaged_run_file(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.create({"run.json": '{"kind": '})
+    with pytest.raises(DistilkitError, match=r"run.json` is damaged"):
+        run.read()
+
+
+def test_the_newest_run(tmp_path: Path) -> None:
+    import os
+
+    assert newest_run(tmp_path, finished=False) is None
+    for age, name in enumerate(("new", "old")):
+        Run(tmp_path / name).create({"run.json": json.dumps({})})
+        os.utime(tmp_path / name / "run.json", (1e9 - age, 1e9 - age))
+    (tmp_path / "old" / "student").mkdir()
+    found, finished = newest_run(tmp_path, finished=False), newest_run(tmp_path, finished=True)
+    assert found is not None
+    assert found.folder.name == "new"
+    (tmp_path / "new" / "student").mkdir()
+    assert newest_run(tmp_path, finished=False) is None
+    assert finished is not None
+    assert finished.folder.name == "old"
