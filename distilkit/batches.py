@@ -91,9 +91,7 @@ class Schedule:
         return grouped(share, self.lengths, self.micro_seconds)
 
 
-def grouped(
-    chosen: Sequence[int], lengths: Sequence[int], micro_seconds: float
-) -> list[list[int]]:
+def grouped(chosen: Sequence[int], lengths: Sequence[int], micro_seconds: float) -> list[list[int]]:
     """Windows, longest first, in micro-batches of similar lengths.
 
     A group's padded size stays below `micro_seconds`, and no clip in it is more than

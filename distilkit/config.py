@@ -108,7 +108,8 @@ class Batches(Section):
         Field(description="Seconds of audio, padding counted, that are in memory at once."),
     ] = "auto"
     workers: Annotated[
-        Annotated[int, Field(ge=0)] | Auto, Field(description="Processes that load audio; 0 loads in the main process.")
+        Annotated[int, Field(ge=0)] | Auto,
+        Field(description="Processes that load audio; 0 loads in the main process."),
     ] = "auto"
 
 
@@ -239,7 +240,9 @@ def parse_recipe(settings: dict[str, Any], where: str) -> Recipe:
             wrong.setdefault(problem, []).extend([said] if said else [])
             if hint and hint not in hints:
                 hints.append(hint)
-        problems = [": ".join([what, " or ".join(said)][: 1 + bool(said)]) for what, said in wrong.items()]
+        problems = [
+            ": ".join([what, " or ".join(said)][: 1 + bool(said)]) for what, said in wrong.items()
+        ]
         head = "" if len(problems) == 1 else f"{len(problems)} problems in `{where}`:\n  "
         raise DistilkitError(
             head + "\n  ".join(problems), "; ".join(hints) or "distilkit recipes show paper"

@@ -197,10 +197,7 @@ def _embed_all(
 
     for item in found:
         if not item.audio:
-            suffix = item.path.suffix.lower() or "no suffix"
-            yield Skipped(
-                path=str(item.path), reason=f"not an audio file ({suffix})", kind="not audio"
-            )
+            yield Skipped(path=str(item.path), reason=item.reason, kind="not audio")
             continue
         try:
             if item.id in done and done[item.id].stamp == _stamp(item.path):

@@ -9,8 +9,13 @@ Letters in names: B clips in a batch, S samples, T frames, L layers, C channels,
 """
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+# On a CPU, oneDNN keeps what it prepares for each shape of a batch, 1,024 of them. Clips have many
+# shapes, so a process grew by gigabytes; with this many it stays level and is as fast.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 import torch
 from torch import Tensor, nn

@@ -17,7 +17,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -41,7 +41,7 @@ def replacing(path: Path) -> Iterator[Path]:
     discard(beside)
     try:
         yield beside
-        _sync(beside)
+        _sync([*beside.rglob("*"), beside] if beside.is_dir() else [beside])
         if path.is_dir() and not path.is_symlink():
             old = path.with_name(f".{path.name}.old-{os.getpid()}")
             path.rename(old)
@@ -49,7 +49,7 @@ def replacing(path: Path) -> Iterator[Path]:
             discard(old)
         else:
             os.replace(beside, path)
-        _sync(path.parent)
+        _sync([path.parent])
     except OSError as error:
         raise DistilkitError(
             f"cannot write `{path}`: {error.strerror or error}", "distilkit doctor"
@@ -72,15 +72,10 @@ def write_text(path: Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def _sync(path: Path) -> None:
-    """Ask the system to put a file, or a folder and all in it, on the disk."""
-    for item in [*path.rglob("*"), path] if path.is_dir() else [path]:
-        handle = os.open(item, os.O_RDONLY)
+def _sync(paths: Iterable[Path]) -> None:
+    """Ask the system to put these files, and the entries of these folders, on the disk."""
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:

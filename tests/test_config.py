@@ -68,7 +68,8 @@ def test_all_problems_at_once() -> None:
 
 def test_values_are_read_as_toml_and_words_as_words() -> None:
     recipe = config.load_recipe(
-        "smoke", ["train.steps=auto", "objective.layers=[2, 3]", "train.gradient_checkpointing=true"]
+        "smoke",
+        ["train.steps=auto", "objective.layers=[2, 3]", "train.gradient_checkpointing=true"],
     )
     assert recipe.train.steps == "auto"
     assert recipe.objective.layers == [2, 3]

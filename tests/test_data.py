@@ -20,6 +20,7 @@ from distilkit import data
 from distilkit.audio import SAMPLE_RATE, decode, load
 from distilkit.config import Data
 from distilkit.data import Clip, Collection, Skipped, collect, find, scan, split
+from distilkit.data.scan import _Measure, cache_folder
 from distilkit.errors import DistilkitError
 
 SETTINGS = Data()
@@ -49,7 +50,7 @@ def write(path: Path, seed: int = 0, seconds: float = 1.0, rate: int = SAMPLE_RA
 
 
 def scanned(*paths: Path) -> list[Clip | Skipped]:
-    return list(scan(find(paths), SETTINGS, data.cache_folder()))
+    return list(scan(find(paths), SETTINGS, cache_folder()))
 
 
 def reason(path: Path) -> str:
@@ -357,7 +358,7 @@ def test_no_audio_at_all(folder: Path) -> None:
     with pytest.raises(DistilkitError, match="no audio in `.*`: no files at all"):
         collect([folder], SETTINGS)
     (folder / "a.txt").touch()
-    with pytest.raises(DistilkitError, match="1 files, none with a known audio suffix"):
+    with pytest.raises(DistilkitError, match=r"1 file\(s\), none with a known audio suffix"):
         collect([folder], SETTINGS)
 
 
@@ -371,7 +372,7 @@ def test_windows_tile_any_length_exactly() -> None:
         settings = Data(window_seconds=float(rng.uniform(1, 3)), min_seconds=least)
         longest, shortest = int(settings.window_seconds * 16000), int(least * 16000)
         size = int(rng.integers(shortest, 20 * 16000))
-        measure = data._Measure(settings)
+        measure = _Measure(settings)
         wave = rng.standard_normal(size).astype(np.float32)
         for part in np.split(wave, np.sort(rng.integers(0, size, 5))):
             measure.add(part)
@@ -388,7 +389,7 @@ def test_windows_tile_any_length_exactly() -> None:
 def test_windows_do_not_depend_on_the_blocks() -> None:
     wave, results = noise(60), []
     for size in (1000, 480_000, 960_000):
-        measure = data._Measure(Data(window_seconds=5.0))
+        measure = _Measure(Data(window_seconds=5.0))
         for start in range(0, len(wave), size):
             measure.add(wave[start : start + size])
         results.append((measure.finish(), measure.digest.hexdigest()))
@@ -424,7 +425,7 @@ def test_silent_parts_are_listed_with_their_seconds(folder: Path) -> None:
 def test_an_hour_takes_little_memory() -> None:
     block = noise(30)
     tracemalloc.start()
-    measure = data._Measure(SETTINGS)
+    measure = _Measure(SETTINGS)
     for _ in range(120):
         measure.add(block.copy())
     windows = measure.finish()
@@ -543,9 +544,9 @@ def test_a_cache_that_cannot_be_made_stops_the_run(folder: Path, cache: Path) ->
 def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DISTILKIT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/var/x")
-    assert data.cache_folder() == Path("/var/x/distilkit/audio")
+    assert cache_folder() == Path("/var/x/distilkit/audio")
     monkeypatch.setenv("DISTILKIT_CACHE", "/var/y")
-    assert data.cache_folder() == Path("/var/y/audio")
+    assert cache_folder() == Path("/var/y/audio")
 
 
 # -------------------------------------------------------------------------------------- split

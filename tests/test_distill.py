@@ -45,7 +45,10 @@ def test_from_a_folder_to_a_student(speech: Path, teacher_folder: Path, tmp_path
     assert f"| loss | {valid[0]:.4f} | {valid[-1]:.4f} |" in card
     assert "None" not in card
     assert load_file(out / "heads.safetensors")["output_layer.2.weight"].shape == (3, 32, 32)
-    windows = [json.loads(line) for line in gzip.open(out / "audio.jsonl.gz")]
+    windows = [
+        json.loads(line)
+        for line in gzip.decompress((out / "audio.jsonl.gz").read_bytes()).splitlines()
+    ]
     held = {w["recording"]["id"] for w in windows if w["custom"]["split"] == "valid"}
     assert held
     assert not held & {w["recording"]["id"] for w in windows if w["custom"]["split"] == "train"}

@@ -22,7 +22,17 @@ ROWS = (
     {"cli"},
 )
 TEACHERS = ({"checkpoint"}, {"huggingface"}, {"__init__"})
-LIGHT = ("torch", "torchaudio", "transformers", "accelerate", "peft", "lhotse", "av", "numpy", "pydantic")
+LIGHT = (
+    "torch",
+    "torchaudio",
+    "transformers",
+    "accelerate",
+    "peft",
+    "lhotse",
+    "av",
+    "numpy",
+    "pydantic",
+)
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "assets" not in path.parts)
 
 
@@ -64,7 +74,9 @@ def test_teachers_never_import_one_another_upwards() -> None:
         for name in names:
             tree = ast.parse((PACKAGE / "teachers" / f"{name}.py").read_text())
             for node in ast.walk(tree):
-                if isinstance(node, ast.ImportFrom) and str(node.module).startswith("distilkit.teachers."):
+                if isinstance(node, ast.ImportFrom) and str(node.module).startswith(
+                    "distilkit.teachers."
+                ):
                     assert str(node.module).split(".")[2] in set().union(*TEACHERS[:row])
 
 
@@ -78,7 +90,9 @@ def test_only_the_command_line_prints_and_imports_typer_and_rich() -> None:
             for alias in node.names
         }
         prints = any(
-            isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id == "print"
             for node in ast.walk(tree)
         )
         if room(path) != "cli":

@@ -1,6 +1,7 @@
 """Run folders: whole or not at all, one process at a time."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,24 @@ def test_a_folder_is_replaced_whole_or_left_alone(tmp_path: Path) -> None:
         raise RuntimeError
     assert [item.name for item in path.iterdir()] == ["two"]
     assert [item.name for item in tmp_path.iterdir()] == ["folder"]
+
+
+def test_only_what_was_written_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not what lies beside it: the parent may be somebody's home."""
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "other").write_text("big")
+    opened, real = [], os.open
+
+    def watching(path: object, *rest: int) -> int:
+        opened.append(Path(str(path)).name)
+        return real(path, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", watching)
+    with replacing(tmp_path / "folder") as beside:
+        beside.mkdir()
+        (beside / "inside").touch()
+    synced = [name for name in opened if not name.endswith(str(os.getpid()))]
+    assert set(synced) == {"inside", tmp_path.name}
 
 
 def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
@@ -120,8 +139,6 @@ def test_a_damaged_run_file(tmp_path: Path) -> None:
 
 
 def test_the_newest_run(tmp_path: Path) -> None:
-    import os
-
     assert newest_run(tmp_path, finished=False) is None
     for age, name in enumerate(("new", "old")):
         Run(tmp_path / name).create({"run.json": json.dumps({})})

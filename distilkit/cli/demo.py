@@ -9,7 +9,9 @@ import typer
 def demo(
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for all that is made; a new `demo` by default.", show_default=False),
+        typer.Option(
+            help="Folder for all that is made; a new `demo` by default.", show_default=False
+        ),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 30,
 ) -> None:
@@ -29,7 +31,9 @@ def demo(
 
     out = out or free_folder(Path("demo"))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DistilkitError(f"`{out}` is not an empty folder", "distilkit demo --out another-folder")
+        raise DistilkitError(
+            f"`{out}` is not an empty folder", "distilkit demo --out another-folder"
+        )
     console.say(
         "This teacher is small and has random weights: it shows the way, its student knows nothing."
     )

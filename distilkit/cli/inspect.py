@@ -19,13 +19,16 @@ def inspect(
     from distilkit.cli import console
 
     facts = _run(path) or _audio(path) or _model(path)
+    left_out = facts.get("files left out", [])
     if json:
         console.document(facts)
-        return
-    rows = [(key, _text(value)) for key, value in facts.items() if key != "files left out"]
-    console.show(console.table("", ("what", "value"), rows), to_result=True)
-    for item in facts.get("files left out", []):
-        console.result(f"left out {item['path']}: {item['reason']}")
+    else:
+        rows = [(key, _text(value)) for key, value in facts.items() if key != "files left out"]
+        console.show(console.table("", ("what", "value"), rows), to_result=True)
+        for item in left_out:
+            console.result(f"left out {item['path']}: {item['reason']}")
+    if any(item["kind"] == "unusable" for item in left_out):
+        raise typer.Exit(1)
 
 
 def _text(value: Any) -> str:
@@ -64,10 +67,11 @@ def _run(name: str) -> dict[str, Any] | None:
 
 
 def _audio(name: str) -> dict[str, Any] | None:
+    from collections import Counter
     from dataclasses import asdict
 
     from distilkit import data
-    from distilkit.audio import SUFFIXES
+    from distilkit.audio import SAMPLE_RATE, SUFFIXES
     from distilkit.cli import console
     from distilkit.config import Data
 
@@ -76,17 +80,20 @@ def _audio(name: str) -> dict[str, Any] | None:
         return None
     if not path.exists() or (path.is_file() and path.suffix.lower() not in SUFFIXES):
         return None
-    collection = data.collect([path], Data(valid_fraction=0.0), track=console.track)
-    longest = max(cut.recording.duration for cut in collection.train)
+    clips, skipped = data.survey([path], Data(), track=console.track)
+    lengths = [clip.samples / SAMPLE_RATE for clip in clips]
     return {
         "is": "audio",
-        "recordings": collection.recordings,
-        "hours": round(collection.train_seconds / 3600, 4),
-        "windows": len(collection.train),
-        "longest recording in seconds": round(longest, 2),
-        "formats": collection.formats,
-        "left out": dict(collection.reasons()),
-        "files left out": [asdict(item) for item in collection.skipped],
+        "recordings": len(clips),
+        "hours": round(sum(lengths) / 3600, 4),
+        "windows": sum(len(clip.windows) for clip in clips),
+        "seconds a recording": {
+            "least": round(min(lengths, default=0), 2),
+            "most": round(max(lengths, default=0), 2),
+        },
+        "formats": dict(Counter(clip.source.suffix.lower() for clip in clips).most_common()),
+        "left out": dict(Counter(item.kind for item in skipped)),
+        "files left out": [asdict(item) for item in skipped],
     }
 
 

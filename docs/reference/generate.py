@@ -10,7 +10,7 @@ import re
 import sys
 import types
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
@@ -148,6 +148,8 @@ def _type(annotation: Any) -> str:
         return " or ".join(f"`{part}`" for part in parts)
     if get_origin(annotation) in (Union, types.UnionType):
         return " or ".join(_type(part) for part in parts)
+    if get_origin(annotation) is Annotated:
+        return _type(parts[0]) + _limits(parts[1].metadata)
     assert get_origin(annotation) is list, annotation
     return f"list of {_type(parts[0])}s"
 

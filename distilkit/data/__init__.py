@@ -1,0 +1,248 @@
+"""Folders and corpora to lhotse cuts; every skipped file accounted for."""
+
+import gzip
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lhotse import AudioSource, CutSet, MonoCut, Recording
+
+from distilkit import config
+from distilkit.audio import SAMPLE_RATE
+from distilkit.data.find import Found, find, shown
+from distilkit.data.scan import Clip, Skipped, cache_folder, scan, silent_parts
+from distilkit.errors import DistilkitError
+
+__all__ = [
+    "Clip",
+    "Collection",
+    "Found",
+    "Skipped",
+    "Tracker",
+    "collect",
+    "cuts",
+    "dump_skipped",
+    "dump_windows",
+    "find",
+    "load_windows",
+    "scan",
+    "split",
+    "survey",
+    "untracked",
+]
+
+MAX_UNUSABLE = 0.5  # share of unusable audio files above which a collection is refused
+
+Tracker = Callable[..., Iterable[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collection:
+    """What a set of inputs holds, split by recording."""
+
+    train: list[MonoCut]
+    valid: list[MonoCut]
+    skipped: list[Skipped]
+    recordings: int
+    formats: dict[str, int]  # suffix to number of usable files
+
+    @property
+    def train_seconds(self) -> float:
+        """Seconds of audio to train on."""
+        return float(sum(cut.duration for cut in self.train))
+
+    @property
+    def valid_seconds(self) -> float:
+        """Seconds of audio to validate on."""
+        return float(sum(cut.duration for cut in self.valid))
+
+    def reasons(self) -> Counter[str]:
+        """How many files or parts were left out, by kind."""
+        return Counter(item.kind for item in self.skipped)
+
+
+def untracked(items: Iterable[Any], **_: Any) -> Iterable[Any]:
+    """A tracker that shows nothing."""
+    return items
+
+
+def survey(
+    inputs: Sequence[str | Path],
+    settings: config.Data,
+    *,
+    cache: Path | None = None,
+    track: Tracker = untracked,
+) -> tuple[list[Clip], list[Skipped]]:
+    """Read everything once: the usable recordings, and all else with its reason.
+
+    Raises:
+        DistilkitError: an input is missing, or decoded copies cannot be written.
+    """
+    found = list(find(inputs))
+    clips: list[Clip] = []
+    skipped: list[Skipped] = []
+    first: dict[str, str] = {}
+    for item in track(
+        scan(found, settings, cache or cache_folder()),
+        description="reading audio",
+        total=len(found),
+    ):
+        if isinstance(item, Skipped):
+            skipped.append(item)
+        elif item.digest in first:
+            reason = f"same sound as {first[item.digest]}"
+            skipped.append(
+                Skipped(
+                    path=shown(item.source),
+                    reason=reason,
+                    kind="duplicate",
+                    seconds=item.samples / SAMPLE_RATE,
+                )
+            )
+        elif isinstance(item, Clip):
+            first[item.digest] = item.id
+            clips.append(item)
+    for clip in clips:
+        skipped += silent_parts(clip)
+    return clips, skipped
+
+
+def collect(
+    inputs: Sequence[str | Path],
+    settings: config.Data,
+    *,
+    seed: int = 0,
+    cache: Path | None = None,
+    track: Tracker = untracked,
+) -> Collection:
+    """Read folders, files and lhotse manifests into training and validation windows.
+
+    Args:
+        inputs: folders (searched in depth), audio files, or lhotse manifests.
+        settings: window length, least length, share held out.
+        seed: decides which recordings are held out.
+        cache: where decoded copies go; the user's cache folder when None.
+        track: wraps an iterable to show progress; called with `description` and `total`.
+
+    Raises:
+        DistilkitError: an input is missing, there is no audio, or most of it is unusable.
+    """
+    clips, skipped = survey(inputs, settings, cache=cache, track=track)
+    unusable = [item for item in skipped if item.kind == "unusable"]
+    tried = len(clips) + len(unusable)
+    names = ", ".join(f"`{item}`" for item in inputs)
+    if not tried:
+        raise DistilkitError(
+            f"no audio in {names}: {len(skipped)} file(s), none with a known audio suffix"
+            if skipped
+            else f"no audio in {names}: no files at all",
+            "give a folder with recordings",
+        )
+    if len(unusable) > MAX_UNUSABLE * tried:
+        listed = "".join(f"\n  {item.path}: {item.reason}" for item in unusable[:5])
+        more = f"\n  and {len(unusable) - 5} more" if len(unusable) > 5 else ""
+        raise DistilkitError(
+            f"{len(unusable)} of {tried} audio files in {names} cannot be used:{listed}{more}",
+            f"mend or remove them; distilkit inspect {inputs[0]} lists them all",
+        )
+    train, valid = split(clips, settings, seed)
+    return Collection(
+        train=[cut for clip in train for cut in cuts(clip)],
+        valid=[cut for clip in valid for cut in cuts(clip)],
+        skipped=skipped,
+        recordings=len(clips),
+        formats=dict(Counter(clip.source.suffix.lower() for clip in clips).most_common()),
+    )
+
+
+def split(clips: Sequence[Clip], settings: config.Data, seed: int) -> tuple[list[Clip], list[Clip]]:
+    """Hold out whole recordings, drawn by seed, until the wanted share of the audio is reached.
+
+    At least one recording is held out where there are two or more, and at least one is kept.
+    """
+    total = sum(clip.samples for clip in clips)
+    wanted = min(settings.valid_fraction * total, settings.valid_minutes * 60 * SAMPLE_RATE)
+    valid: set[int] = set()
+    if wanted > 0 and len(clips) > 1:
+        order = np.random.default_rng([seed, len(clips)]).permutation(len(clips))
+        held = 0
+        for index in order:
+            size = clips[index].samples
+            if held + size <= 1.5 * wanted:  # never more than three quarters of everything
+                valid.add(int(index))
+                held += size
+            if held >= wanted:
+                break
+        if not valid:  # every recording is longer than the share: the shortest one it is
+            valid.add(min(range(len(clips)), key=lambda index: clips[index].samples))
+    train = [clip for index, clip in enumerate(clips) if index not in valid]
+    return train, [clip for index, clip in enumerate(clips) if index in valid]
+
+
+def cuts(clip: Clip) -> list[MonoCut]:
+    """The windows of a clip as lhotse cuts."""
+    recording = Recording(
+        id=clip.id,
+        sources=[AudioSource(type="file", channels=[0], source=str(clip.path.absolute()))],
+        sampling_rate=SAMPLE_RATE,
+        num_samples=clip.samples,
+        duration=clip.samples / SAMPLE_RATE,
+    )
+    return [
+        MonoCut(
+            id=clip.id if len(clip.windows) == 1 else f"{clip.id}@{start / SAMPLE_RATE:.2f}",
+            start=start / SAMPLE_RATE,
+            duration=length / SAMPLE_RATE,
+            channel=0,
+            recording=recording,
+            custom={"source": str(clip.source.absolute())},
+        )
+        for start, length in clip.windows
+    ]
+
+
+def dump_windows(collection: Collection) -> bytes:
+    """The windows as a gzipped lhotse cut manifest; `custom.split` says which validate."""
+    rows = []
+    for name, windows in (("train", collection.train), ("valid", collection.valid)):
+        for cut in windows:
+            row = cut.to_dict()
+            row["custom"] = {**row.get("custom", {}), "split": name}
+            rows.append(json.dumps(row) + "\n")  # ASCII, so that any file name can be written
+    return gzip.compress("".join(rows).encode(), mtime=0)
+
+
+def load_windows(path: Path) -> tuple[list[MonoCut], list[MonoCut]]:
+    """Training and validation windows from a manifest that `dump_windows` made.
+
+    Raises:
+        DistilkitError: the manifest or one of the audio files in it is gone.
+    """
+    try:
+        windows = list(CutSet.from_file(path))
+    except (OSError, ValueError, EOFError) as error:
+        raise DistilkitError(f"`{path}` cannot be read: {error}") from error
+    for name in {cut.recording.sources[0].source for cut in windows}:
+        if not Path(name).is_file():
+            raise DistilkitError(
+                f"`{name}` is gone, and this run needs it", "start a new run with another --out"
+            )
+    train = [cut for cut in windows if cut.custom["split"] == "train"]
+    return train, [cut for cut in windows if cut.custom["split"] == "valid"]
+
+
+def dump_skipped(skipped: Sequence[Skipped]) -> str:
+    """The skipped files as tab-separated text with a header line."""
+
+    def plain(text: str) -> str:
+        return text.replace("\t", " ").replace("\n", " ")
+
+    rows = [
+        f"{item.kind}\t{item.seconds:.2f}\t{plain(item.path)}\t{plain(item.reason)}"
+        for item in skipped
+    ]
+    return "\n".join(["kind\tseconds\tpath\treason", *rows]) + "\n"

@@ -1,0 +1,146 @@
+"""Every file under folders, files and manifests, each once."""
+
+import os
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from distilkit.audio import SUFFIXES
+from distilkit.errors import DistilkitError, did_you_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A file that may hold audio, and the id its recording gets."""
+
+    path: Path
+    id: str
+    audio: bool  # whether its name says that it holds audio, or the user named it
+
+    @property
+    def reason(self) -> str:
+        """Why a file that is not `audio` is left out."""
+        if self.path.suffix.lower() in SUFFIXES:
+            return "hidden: its name or its folder's begins with a dot"
+        return f"not an audio file ({self.path.suffix.lower() or 'no suffix'})"
+
+
+def find(inputs: Sequence[str | Path]) -> Iterator[Found]:
+    """Every file under the inputs, each once, in a fixed order; links that go round are harmless.
+
+    Raises:
+        DistilkitError: an input does not exist or cannot be reached, or is a manifest with sources
+            that are not files.
+    """
+    seen: set[tuple[int, int]] = set()
+    taken: Counter[str] = Counter()
+    several = len(inputs) > 1
+    for root in map(Path, inputs):
+        try:
+            root.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            raise DistilkitError(f"no such file or folder: `{root}`", _nearby(root)) from None
+        except OSError as error:
+            raise DistilkitError(f"cannot open `{root}`: {error.strerror}") from error
+        for path, name, audio in _candidates(root, several, seen):
+            id = shown(name)
+            taken[id] += 1
+            yield Found(path=path, id=id if taken[id] == 1 else f"{id}#{taken[id]}", audio=audio)
+
+
+def shown(path: Path | str) -> str:
+    """A path as text that can be written anywhere: bytes that are not UTF-8 become `\\udcff`."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
+
+
+def _candidates(
+    root: Path, several: bool, seen: set[tuple[int, int]]
+) -> Iterator[tuple[Path, str, bool]]:
+    if root.is_dir():
+        prefix = f"{root.resolve().name}/" if several else ""
+        for path in _walk(root, seen):
+            relative = path.relative_to(root)
+            # What macOS, editors and trash bins leave begins with a dot.
+            hidden = any(part.startswith(".") for part in relative.parts)
+            audio = path.suffix.lower() in SUFFIXES or path.is_dir()
+            yield path, prefix + relative.as_posix(), audio and not hidden
+    elif root.name.endswith((".jsonl", ".jsonl.gz")):
+        for path in dict.fromkeys(_manifest_files(root)):
+            yield path, path.name, True
+    else:
+        yield root, root.name, True
+
+
+def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    """Files below a folder, sorted; each folder is entered once, whatever links to it.
+
+    A folder that cannot be opened is given back itself; decoding it says why.
+    """
+    try:
+        status = folder.stat()
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        yield folder
+        return
+    key = (status.st_dev, status.st_ino)
+    if key in seen:
+        return
+    seen.add(key)
+    for entry in entries:
+        try:
+            is_folder = entry.is_dir()
+        except OSError:  # a link that goes round in a circle: decoding will say so
+            is_folder = False
+        if is_folder:
+            yield from _walk(Path(entry.path), seen)
+        else:
+            yield Path(entry.path)
+
+
+def _manifest_files(manifest: Path) -> Iterator[Path]:
+    """The audio files that a lhotse recording or cut manifest names.
+
+    Raises:
+        DistilkitError: not a manifest, or a source that is not a file (a command is never run).
+    """
+    from lhotse.serialization import load_jsonl
+
+    try:
+        for row in load_jsonl(manifest):
+            recording = row.get("recording", row)
+            for source in recording["sources"]:
+                if source["type"] != "file":
+                    raise DistilkitError(
+                        f"`{manifest}` has a source of type `{source['type']}`; only files are read"
+                    )
+                yield _beside(Path(source["source"]), manifest)
+    except (
+        LookupError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        OSError,
+        EOFError,
+        zlib.error,
+    ) as error:
+        raise DistilkitError(
+            f"`{manifest}` is not a lhotse manifest of recordings or cuts",
+            "give the folder with the audio instead",
+        ) from error
+
+
+def _beside(path: Path, manifest: Path) -> Path:
+    """A relative path is taken from the working folder, as lhotse does, or from the manifest's."""
+    if "\0" in str(path):
+        raise ValueError("a name with a zero byte")
+    other = manifest.parent / path
+    return other if not path.exists() and other.exists() else path
+
+
+def _nearby(missing: Path) -> str | None:
+    parent = missing.parent
+    names = [path.name for path in parent.iterdir()] if parent.is_dir() else []
+    hint = did_you_mean(missing.name, names)
+    return hint.replace("`", f"`{parent}/", 1) if hint and str(parent) != "." else hint
