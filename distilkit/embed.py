@@ -27,7 +27,8 @@ from distilkit.errors import DistilkitError
 from distilkit.runs import discard, newest_run, replacing, write_text
 
 DEFAULT_MODEL = "ntu-spml/distilhubert"
-WINDOW_SECONDS = 30.0  # recordings up to this are embedded whole, longer ones in such windows
+WHOLE_SECONDS = 30.0  # recordings up to this are embedded whole
+WINDOW_SECONDS = 20.0  # longer ones in such windows
 CONTEXT_SECONDS = 2.0  # of each window that only serve its neighbours' edges
 BATCH_SECONDS = 30.0  # audio in memory at once, padding counted
 POOL_SECONDS = 480.0  # read ahead, so that clips of similar length share a batch
@@ -204,12 +205,12 @@ def _embed_all(
                 yield done[item.id]
                 continue
             stream = _Stream(decode(item.path).blocks)
-            head = stream.take(int(WINDOW_SECONDS * SAMPLE_RATE) + 1)
+            head = stream.take(int(WHOLE_SECONDS * SAMPLE_RATE) + 1)
             if len(head) < FRAME_SAMPLES:
                 raise DistilkitError(
                     f"{len(head) / SAMPLE_RATE:.3f} s is shorter than one frame (0.025 s)"
                 )
-            if len(head) > WINDOW_SECONDS * SAMPLE_RATE:
+            if len(head) > WHOLE_SECONDS * SAMPLE_RATE:
                 pieces = encode_stream(head, stream, encoder, layers, device)
                 yield write(item, pieces, lambda stream=stream: stream.samples)  # type: ignore[misc]
                 continue

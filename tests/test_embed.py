@@ -128,6 +128,7 @@ def test_long_files_go_in_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ]  # no attention: 0.3 s is all it hears
     model.model.config.num_hidden_layers = 0
     (whole,) = encode_clips([sound], model, [0], "cpu")
+    monkeypatch.setattr(embedding, "WHOLE_SECONDS", 4.0)
     monkeypatch.setattr(embedding, "WINDOW_SECONDS", 3.0)
     monkeypatch.setattr(embedding, "CONTEXT_SECONDS", 0.5)
     for layer in ("last", "all"):
@@ -142,9 +143,10 @@ def test_long_files_go_in_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_windows_give_every_frame_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: int
 ) -> None:
+    monkeypatch.setattr(embedding, "WHOLE_SECONDS", 4.0)
     monkeypatch.setattr(embedding, "WINDOW_SECONDS", 3.0)
     monkeypatch.setattr(embedding, "CONTEXT_SECONDS", 0.5)
-    count = 48_001 + 31_840 + extra
+    count = 64_001 + 15_840 + extra
     soundfile.write(tmp_path / "long.wav", voice(count / 16_000 + 1e-6, 3)[:count], 16_000, "FLOAT")
     for pool in ("none", "mean"):
         done, _, _ = embed([tmp_path / "long.wav"], encoder(), pool=pool, out=tmp_path / "x.npy")
