@@ -7,7 +7,7 @@ steps; `distill` is both in one call.
 import importlib.metadata
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -180,7 +180,9 @@ def train(job: Job, stop: Callable[[], bool] = lambda: False) -> Iterator[loop.S
         DistilkitError: the run is in use, its files are damaged, or a loss is not finite.
     """
     run, recipe, decided = job.run, job.recipe, job.plan
-    if not job.resumed:
+    accelerator = loop.accelerator(decided.device, decided.precision)
+    first = accelerator.is_main_process  # of several processes, the one that writes
+    if first and not job.resumed:
         assert job.collection is not None
         run.create(
             {
@@ -190,8 +192,7 @@ def train(job: Job, stop: Callable[[], bool] = lambda: False) -> Iterator[loop.S
                 "run.json": report.json_text(job.facts),
             }
         )
-    with run.locked():
-        accelerator = loop.accelerator(decided.device, decided.precision)
+    with run.locked() if first else nullcontext():
         loop.seed_step(recipe.train.seed, 0)
         student, heads = build(job.teacher, recipe)
         distiller = Distiller(student, heads)
@@ -207,7 +208,9 @@ def train(job: Job, stop: Callable[[], bool] = lambda: False) -> Iterator[loop.S
         if saved is not None:
             loop.restore(accelerator, module, optimizer, *saved)
             start = int(saved[1]["step"])
-        run.rewind(start)
+        if first:
+            run.rewind(start)
+        accelerator.wait_for_everyone()
 
         def loss_of(module: nn.Module, batch: batches.Batch) -> Loss:
             wave_BS = batch.wave_BS.to(accelerator.device)
@@ -246,17 +249,15 @@ def train(job: Job, stop: Callable[[], bool] = lambda: False) -> Iterator[loop.S
                     step,
                     valid=validate(accelerator, module, job.valid, loss_of, decided.micro_seconds),
                 )
-            if accelerator.is_main_process:
+            halt = loop.any_rank(accelerator, stop()) and not last
+            if first:
                 _log(run, step, decided.device)
-            halt = stop() and not last
-            if accelerator.is_main_process and (
-                halt or last or step.number % recipe.train.checkpoint_every == 0
-            ):
-                save(step.number)
+                if halt or last or step.number % recipe.train.checkpoint_every == 0:
+                    save(step.number)
             yield step
             if halt:
                 return
-        if accelerator.is_main_process:
+        if first:
             _finish(job, student, heads)
 
 

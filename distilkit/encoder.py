@@ -19,7 +19,7 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import group_norm, pad
+from torch.nn.functional import batch_norm, group_norm, pad
 from transformers import HubertModel
 
 from distilkit.audio import frames
@@ -51,6 +51,26 @@ class PaddedGroupNorm(nn.GroupNorm):
         )
 
 
+class FixedBatchNorm(nn.BatchNorm1d):
+    """The batch norm before some models' positional convolution, the same for every batch.
+
+    It keeps the statistics that it came with, in training too, and leaves the frames behind each
+    clip's end at 0, where the convolution expects silence.
+    """
+
+    lengths: list[int] | None = None  # frames of each clip; None where nothing is padded
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise (B, C, T) by the statistics that were loaded."""
+        normed = batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+        )
+        if self.lengths is None:
+            return normed
+        ends = torch.tensor(self.lengths, device=input.device)
+        return normed * (torch.arange(input.shape[-1], device=input.device) < ends[:, None, None])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
     """A model, and whether it wants its waveform brought to zero mean and unit variance."""
@@ -79,6 +99,11 @@ def exact(model: HubertModel) -> HubertModel:
         new = PaddedGroupNorm(old.num_groups, old.num_channels, old.eps, old.affine)
         new.weight, new.bias = old.weight, old.bias
         first.layer_norm = new
+    position = model.encoder.pos_conv_embed
+    if model.config.conv_pos_batch_norm and not isinstance(position.batch_norm, FixedBatchNorm):
+        fixed = FixedBatchNorm(position.batch_norm.num_features, position.batch_norm.eps)
+        fixed.load_state_dict(position.batch_norm.state_dict())
+        position.batch_norm = fixed
     return model
 
 
@@ -112,6 +137,10 @@ def encode(
         kernel, stride = model.config.conv_kernel[0], model.config.conv_stride[0]
         equal = all(length == longest for length in lengths)
         norm.lengths = None if equal else [(n - kernel) // stride + 1 for n in lengths]
+    if model.config.conv_pos_batch_norm:
+        fixed = model.encoder.pos_conv_embed.batch_norm
+        assert isinstance(fixed, FixedBatchNorm), "the model was not made exact"
+        fixed.lengths = [frames(n) for n in lengths] if padded else None
     mask_BS = None
     if padded:
         ends = torch.tensor(lengths, device=wave_BS.device)

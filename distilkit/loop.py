@@ -171,6 +171,11 @@ def _over_ranks(accelerator: Accelerator, numbers: Sequence[float]) -> list[floa
     return [float(number) for number in accelerator.reduce(tensor, reduction="sum")]
 
 
+def any_rank(accelerator: Accelerator, asked: bool) -> bool:
+    """Whether any process asks, so that all of them stop after the same step."""
+    return _over_ranks(accelerator, [float(asked)])[0] > 0
+
+
 def state(
     accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, Tensor], dict[str, float | int]]:

@@ -1,6 +1,7 @@
 """What the commands share: streams, progress on a terminal or in a log, signals."""
 
 import json
+import os
 import signal
 import sys
 import time
@@ -24,7 +25,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-errors = Console(stderr=True)  # progress and logs; results go to stdout
+LEADER = os.environ.get("RANK", "0") == "0"  # of several processes, the one that speaks
+errors = Console(stderr=True, quiet=not LEADER)  # progress and logs; results go to stdout
 LOG_SECONDS = 5.0  # between two progress lines where there is no terminal
 
 
@@ -43,12 +45,13 @@ def say(text: str) -> None:
 
 def result(text: str) -> None:
     """A line of result."""
-    print(text)
+    if LEADER:
+        print(text)
 
 
 def document(value: Any) -> None:
     """One JSON document as the result."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    result(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def track(items: Iterable[Any], *, description: str, total: int) -> Iterator[Any]:

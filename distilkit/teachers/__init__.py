@@ -4,10 +4,14 @@ A reader is a pair of functions in `READERS`: one says whether a path is its for
 it. Loading is strict, and nothing in a checkpoint can run code.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from transformers import HubertConfig
+
+from distilkit.audio import FRAME_SAMPLES, HOP_SAMPLES
 from distilkit.encoder import Encoder
 from distilkit.errors import DistilkitError, did_you_mean
 from distilkit.teachers import huggingface
@@ -39,6 +43,7 @@ def load(name: str) -> tuple[Encoder, Checkpoint]:
     for reader in READERS.values():
         if reader.detects(path):
             checkpoint = reader.read(path)
+            _check_frames(name, checkpoint.model.config)
             return Encoder(model=checkpoint.model, normalise=checkpoint.normalise), checkpoint
     inside = sorted(item.name for item in path.iterdir())[:8] if path.is_dir() else []
     raise DistilkitError(
@@ -48,13 +53,36 @@ def load(name: str) -> tuple[Encoder, Checkpoint]:
     )
 
 
+def _check_frames(name: str, shape: HubertConfig) -> None:
+    """Refuse a conv front end that makes other frames: masks and windows count HuBERT's."""
+    hop, length = 1, 1
+    for kernel, stride in zip(shape.conv_kernel, shape.conv_stride, strict=True):
+        length, hop = length + (kernel - 1) * hop, hop * stride
+    if (length, hop) != (FRAME_SAMPLES, HOP_SAMPLES):
+        raise DistilkitError(
+            f"`{name}` makes a frame of {length} samples every {hop}; only models with frames of "
+            f"{FRAME_SAMPLES} every {HOP_SAMPLES} can be read",
+            f"--teacher {huggingface.EXAMPLE}, or another HuBERT",
+        )
+
+
 def locate(name: str) -> Path:
     """The path behind a name: a folder or file, a run's student, or a hub id's local copy.
 
     Raises:
         DistilkitError: nothing there.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # Path.expanduser raises for users that are not there
+    try:
+        return _local(name, path) or huggingface.download(name)
+    except OSError as error:
+        raise DistilkitError(
+            f"cannot open `{name}`: {error.strerror}", "give a folder that you may read"
+        ) from error
+
+
+def _local(name: str, path: Path) -> Path | None:
+    """The path, or None where only the hub can have the name."""
     if (path / "run.json").is_file():
         if not (path / "student").is_dir():
             raise DistilkitError(
@@ -63,12 +91,15 @@ def locate(name: str) -> Path:
         return path / "student"
     if path.exists():
         return path
-    if name.startswith((".", "/", "~")) or name.count("/") != 1 or path.parent.is_dir():
+    beside = path.parent
+    if name.startswith((".", "/", "~")) or name.count("/") != 1 or beside.is_dir():
         near = did_you_mean(
-            path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+            path.name, [item.name for item in beside.iterdir()] if beside.is_dir() else []
         )
+        if near and beside != Path():
+            near = near.replace("`", f"`{beside}/", 1)
         raise DistilkitError(
             f"no such model: `{name}` is neither a path that exists nor a hub id (`owner/name`)",
-            near,
+            near or f"give a folder with a model, a run, or a hub id such as {huggingface.EXAMPLE}",
         )
-    return huggingface.download(name)
+    return None

@@ -1,28 +1,37 @@
 """Hugging Face folders and hub ids."""
 
 import json
-import os
+import re
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-from transformers import HubertModel
+from transformers import HubertConfig, HubertModel
 from transformers import logging as transformers_logging
 
+from distilkit.audio import SAMPLE_RATE
 from distilkit.encoder import exact
 from distilkit.errors import DistilkitError
 from distilkit.teachers.checkpoint import Checkpoint
 
-FILES = ["*.json", "*.safetensors", "pytorch_model*.bin", "README.md"]
+EXAMPLE = "facebook/hubert-base-ls960"
+AGAIN = "download it again; in a git clone: git lfs pull"
+FILES = ["*.json", "model*.safetensors", "pytorch_model*.bin", "README.md"]
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 HEADS = (
     "lm_head.",
     "final_proj.",
@@ -31,7 +40,7 @@ HEADS = (
     "classifier.",
     "layer_weights",
 )
-UNUSED = "masked_spec_embed"  # a teacher never masks, so checkpoints may lack it
+UNUSED = "masked_spec_embed"  # a teacher never masks: checkpoints may lack it or have it needlessly
 
 
 def detects(path: Path) -> bool:
@@ -45,51 +54,58 @@ def read(path: Path) -> Checkpoint:
     Raises:
         DistilkitError: another family, missing or unexpected weights, damaged files.
     """
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        kind = config.get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise DistilkitError(f"`{path}/config.json` is damaged: {error}") from error
-    if kind != "hubert":
+    shape = _config(path)
+    if (path / "adapter_config.json").exists():  # transformers would apply it, and say nothing
         raise DistilkitError(
-            f"`{path}` is a `{kind}` model; only `hubert` can be read", "give a HuBERT checkpoint"
+            f"`{path}` holds a PEFT adapter beside its weights, which is not read",
+            "merge it with `merge_and_unload` and save again, or remove adapter_config.json",
         )
+    if not any((path / name).exists() for name in WEIGHTS):
+        raise DistilkitError(f"`{path}` holds no weights: none of {', '.join(WEIGHTS)}", AGAIN)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
         model, found = HubertModel.from_pretrained(
             path,
+            config=shape,
             dtype=torch.float32,
+            attn_implementation="sdpa",
             local_files_only=True,
+            ignore_mismatched_sizes=True,  # they are listed below instead
             output_loading_info=True,
-            layerdrop=0.0,
         )
-    except Exception as error:  # config checks, safetensors, pickle and shape errors alike
+    except UnpicklingError as error:
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
         raise DistilkitError(
-            f"`{path}` cannot be loaded: {str(error).strip().splitlines()[0]}",
-            "download the checkpoint again",
+            f"`{path}` holds a pickle with more than weights"
+            + (f" (it calls `{wanted[1]}`)" if wanted else "")
+            + "; it may run code when loaded, so it was not",
+            "give a checkpoint with model.safetensors",
         ) from error
-    missing = sorted(name for name in found["missing_keys"] if name != UNUSED)
+    except Exception as error:  # safetensors, zip, JSON and shape errors alike
+        reason = str(error).strip().split("\n")[0].split(". ")[0].rstrip(".")
+        raise DistilkitError(f"`{path}` cannot be loaded: {reason}", AGAIN) from error
     heads = sorted(name for name in found["unexpected_keys"] if name.startswith(HEADS))
-    unexpected = sorted(set(found["unexpected_keys"]) - set(heads))
-    wrong = [str(item) for item in found["mismatched_keys"]]
+    listed = {
+        "missing": [f"`{name}`" for name in found["missing_keys"] - {UNUSED}],
+        "unexpected": [f"`{name}`" for name in found["unexpected_keys"] - {UNUSED, *heads}],
+        "of another shape": [
+            f"`{name}` {tuple(there)} instead of {tuple(here)}"
+            for name, there, here in found["mismatched_keys"]
+        ],
+    }
     problems = [
-        f"{label} {', '.join(f'`{name}`' for name in names[:6])}"
+        f"{label} {', '.join(sorted(names)[:6])}"
         + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-        for label, names in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("wrong shape", wrong),
-        )
+        for label, names in listed.items()
         if names
     ]
     if problems:
         raise DistilkitError(
-            f"the weights in `{path}` do not fit its config.json: {'; '.join(problems)}",
-            "download the checkpoint again",
+            f"the weights in `{path}` do not fit its config.json: {'; '.join(problems)}", AGAIN
         )
     notes = [f"left out the head ({', '.join(heads)})"] if heads else []
-    normalise, assumed = _normalises(path, model.config.feat_extract_norm)
+    normalise, assumed = _normalises(path, shape.feat_extract_norm)
     notes += [assumed] if assumed else []
     return Checkpoint(
         model=exact(model).eval(),
@@ -100,19 +116,57 @@ def read(path: Path) -> Checkpoint:
     )
 
 
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DistilkitError(f"`{path}` is damaged: {error}", AGAIN) from error
+    if not isinstance(content, dict):
+        raise DistilkitError(f"`{path}` is damaged: not a JSON object", AGAIN)
+    return content
+
+
+def _config(path: Path) -> HubertConfig:
+    settings = _json(path / "config.json")
+    kind = settings.get("model_type")
+    if kind != "hubert":
+        raise DistilkitError(
+            f"`{path}` is a `{kind}` model; only `hubert` can be read",
+            f"--teacher {EXAMPLE}, or another HuBERT",
+        )
+    try:
+        return HubertConfig.from_dict(settings, layerdrop=0.0)
+    except Exception as error:  # its checks have exceptions of their own
+        reason = str(error).strip().split("\n")[-1].strip()
+        raise DistilkitError(f"`{path}/config.json` is not valid: {reason}", AGAIN) from error
+
+
 def _normalises(path: Path, norm: str) -> tuple[bool, str | None]:
-    """`do_normalize` from the preprocessor's files, else what models with this norm are given."""
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        if (path / name).is_file():
-            settings: dict[str, Any] = json.loads((path / name).read_text(encoding="utf-8"))
-            settings = settings.get("feature_extractor", settings)
-            if "do_normalize" in settings:
-                return bool(settings["do_normalize"]), None
-    assumed = norm == "layer"
-    return assumed, (
-        f"no preprocessor_config.json: waveform normalisation assumed {'on' if assumed else 'off'}, "
-        f"as usual for `feat_extract_norm` {norm}"
-    )
+    """`do_normalize` where the files say it, else what is usual, and a note about that."""
+    nested, flat = path / "processor_config.json", path / "preprocessor_config.json"
+    settings = _json(nested).get("feature_extractor") if nested.is_file() else None
+    if not isinstance(settings, dict):
+        settings = _json(flat) if flat.is_file() else None
+    if settings is None:
+        assumed = norm == "layer"
+        return assumed, (
+            f"no preprocessor_config.json: waveform normalisation assumed {'on' if assumed else 'off'}, "
+            f"as usual for `feat_extract_norm` {norm}"
+        )
+    rate = settings.get("sampling_rate", SAMPLE_RATE)
+    if rate != SAMPLE_RATE:
+        raise DistilkitError(
+            f"`{path}` wants audio at `{rate}` Hz; only models for {SAMPLE_RATE} Hz can be read",
+            f"--teacher {EXAMPLE}, or another model for {SAMPLE_RATE} Hz",
+        )
+    value = settings.get("do_normalize")
+    if value is None:
+        return True, "no `do_normalize` in the preprocessor's file: on, as transformers takes it"
+    if not isinstance(value, bool):
+        raise DistilkitError(
+            f"`do_normalize` of `{path}` cannot be `{value}`", "write true or false there"
+        )
+    return value, None
 
 
 def download(name: str) -> Path:
@@ -122,12 +176,16 @@ def download(name: str) -> Path:
         DistilkitError: offline and not in the cache, no such repository, no access.
     """
     try:
-        return Path(snapshot_download(name, allow_patterns=FILES, local_files_only=True))
+        there = Path(snapshot_download(name, allow_patterns=FILES, local_files_only=True))
+        if detects(there) and any((there / weights).exists() for weights in WEIGHTS):
+            return there
+        state = "is only partly in the local cache"
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
-        pass
+        state = "is not in the local cache"
     except HFValidationError as error:
-        raise DistilkitError(f"`{name}` is not a hub id: {error}") from error
-    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "8")
+        raise DistilkitError(
+            f"`{name}` is not a hub id: {error}", f"--teacher {EXAMPLE}"
+        ) from error
     try:
         return Path(snapshot_download(name, allow_patterns=FILES, etag_timeout=8))
     except GatedRepoError as error:
@@ -136,8 +194,12 @@ def download(name: str) -> Path:
         raise DistilkitError(
             f"the hub has no model `{name}`, or it is private", "check the name, or hf auth login"
         ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+    except Exception as error:  # those of the HTTP library and of captive portals, a full disk
+        if isinstance(error, OSError) and error.strerror:
+            raise DistilkitError(
+                f"`{name}` cannot be downloaded: {error.strerror}", "distilkit doctor"
+            ) from error
         raise DistilkitError(
-            f"`{name}` is not in the local cache, and the hub cannot be reached",
+            f"`{name}` {state}, and the hub cannot be reached",
             "give a local folder with --teacher or --model, or go online once",
         ) from error
