@@ -1,11 +1,13 @@
 # make demo    set up and run the main job on built-in speech
 # make check   set up and pass everything that CI runs
 # make fix     format, mend what can be mended, regenerate the reference pages
+# make gpu     the tests that need a GPU
+# make golden  rewrite the golden values, and print what moved
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: demo check fix lint types test docs golden
+.PHONY: demo check fix lint types test docs gpu golden
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -35,6 +37,9 @@ docs: $(VENV)/ready
 
 test: $(VENV)/ready
 	$(BIN)/pytest -n 2
+
+gpu: $(VENV)/ready
+	$(BIN)/pytest -m gpu tests/gpu
 
 fix: $(VENV)/ready
 	$(BIN)/ruff format .

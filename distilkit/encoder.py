@@ -102,7 +102,7 @@ def exact(model: HubertModel) -> HubertModel:
     position = model.encoder.pos_conv_embed
     if model.config.conv_pos_batch_norm and not isinstance(position.batch_norm, FixedBatchNorm):
         fixed = FixedBatchNorm(position.batch_norm.num_features, position.batch_norm.eps)
-        fixed.load_state_dict(position.batch_norm.state_dict())
+        fixed.load_state_dict(position.batch_norm.state_dict(), assign=True)
         position.batch_norm = fixed
     return model
 
