@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from lhotse import MonoCut
 from torch import Tensor, nn
 
@@ -57,11 +58,11 @@ class Distiller(nn.Module):
     def __init__(self, student: Encoder, heads: Heads) -> None:
         super().__init__()
         self.model, self.heads = student.model, heads
-        self._student = student
+        self.student = student
 
     def forward(self, wave_BS: Tensor, lengths: Sequence[int]) -> list[Tensor]:
         """Predictions of the teacher's layers, one (B, T, D) each."""
-        (last_BTD,) = encode(self._student, wave_BS, lengths, [self._student.depth])
+        (last_BTD,) = encode(self.student, wave_BS, lengths, [self.student.depth])
         predictions: list[Tensor] = self.heads(last_BTD)
         return predictions
 
@@ -97,7 +98,7 @@ def prepare(
     run.check_free()
     checked = _with_teacher(teacher, settings)
     collection = data.collect(audio, settings.data, seed=settings.train.seed, track=track)
-    decided = decide(settings, checked[0], collection.train)
+    decided = plan.decide(settings, checked[0], collection.train)
     facts = {
         "kind": "distill",
         "distilkit": __version__,
@@ -132,42 +133,6 @@ def prepare(
     )
 
 
-def decide(settings: config.Recipe, teacher: Encoder, train: Sequence[MonoCut]) -> plan.Plan:
-    """Everything that follows from recipe, teacher, audio and machine, each with its reason."""
-    where, why_there = plan.device(settings.train)
-    arithmetic, why_arithmetic = plan.precision(settings.train, where)
-    micro, recompute, choices = plan.micro_seconds(settings, teacher, where, arithmetic)
-    schedule = _schedule(train, settings, micro)
-    steps, why_steps = plan.steps(
-        settings.train, schedule.steps_per_pass, sum(cut.duration for cut in train)
-    )
-    workers = settings.batches.workers
-    if workers == "auto":
-        workers = 4 if where == "cuda" else 0
-    per_step = sum(cut.duration for cut in train) / schedule.steps_per_pass
-    return plan.Plan(
-        steps=steps,
-        steps_per_pass=schedule.steps_per_pass,
-        micro_seconds=micro,
-        workers=workers,
-        precision=arithmetic,
-        device=where,
-        gradient_checkpointing=recompute,
-        choices=(
-            plan.Choice(name="device", value=where, reason=why_there),
-            plan.Choice(name="precision", value=arithmetic, reason=why_arithmetic),
-            plan.Choice(name="steps", value=str(steps), reason=why_steps),
-            plan.Choice(
-                name="audio per step",
-                value=f"{per_step:.0f} s",
-                reason=f"{schedule.steps_per_pass} equal steps a pass, as near to the recipe's "
-                f"{settings.batches.seconds:g} s as it goes",
-            ),
-            *choices,
-        ),
-    )
-
-
 def train(job: Job, stop: Callable[[], bool] = lambda: False) -> Iterator[loop.Step]:
     """Run a job, yielding each optimizer step; the student is written when the last one is done.
 
@@ -193,15 +158,7 @@ def train(job: Job, stop: Callable[[], bool] = lambda: False) -> Iterator[loop.S
             }
         )
     with run.locked() if first else nullcontext():
-        loop.seed_step(recipe.train.seed, 0)
-        student, heads = build(job.teacher, recipe)
-        distiller = Distiller(student, heads)
-        teach = LiveTargets(
-            job.teacher, recipe.objective.layers, _teacher_precision(accelerator, decided.precision)
-        )
-        job.teacher.model.to(accelerator.device)
-        if decided.gradient_checkpointing:
-            student.model.activation_checkpointing_enable()
+        distiller, loss_of = assemble(job, accelerator)
         module, optimizer = accelerator.prepare(distiller, loop.optimizer(distiller, recipe.train))
         saved = run.load_checkpoint() if job.resumed else None
         start = 0
@@ -212,20 +169,13 @@ def train(job: Job, stop: Callable[[], bool] = lambda: False) -> Iterator[loop.S
             run.rewind(start)
         accelerator.wait_for_everyone()
 
-        def loss_of(module: nn.Module, batch: batches.Batch) -> Loss:
-            wave_BS = batch.wave_BS.to(accelerator.device)
-            target = teach(wave_BS, batch.lengths)
-            predicted = module(wave_BS, batch.lengths)
-            mask_BT = frame_mask(batch.lengths, predicted[0].shape[1], accelerator.device)
-            return objective(recipe.objective, predicted, target, mask_BT)
-
         def save(number: int) -> None:
             tensors, numbers = loop.state(accelerator, module, optimizer)
             run.save_checkpoint(number, tensors, numbers)
 
-        schedule = _schedule(
-            job.train,
+        schedule = plan.schedule(
             recipe,
+            job.train,
             decided.micro_seconds,
             accelerator.process_index,
             accelerator.num_processes,
@@ -247,7 +197,9 @@ def train(job: Job, stop: Callable[[], bool] = lambda: False) -> Iterator[loop.S
             if job.valid and (last or step.number % recipe.train.validate_every == 0):
                 step = replace(
                     step,
-                    valid=validate(accelerator, module, job.valid, loss_of, decided.micro_seconds),
+                    valid=loop.validate(
+                        accelerator, module, job.valid, loss_of, decided.micro_seconds
+                    ),
                 )
             halt = loop.any_rank(accelerator, stop()) and not last
             if first:
@@ -258,7 +210,7 @@ def train(job: Job, stop: Callable[[], bool] = lambda: False) -> Iterator[loop.S
             if halt:
                 return
         if first:
-            _finish(job, student, heads)
+            _finish(job, distiller)
 
 
 def distill(audio: Sequence[str | Path], **options: Any) -> Path:
@@ -284,6 +236,28 @@ def build(teacher: Encoder, recipe: config.Recipe) -> tuple[Encoder, Heads]:
     return student, Heads(student.width, teacher.width, len(recipe.objective.layers))
 
 
+def assemble(
+    job: Job, accelerator: Accelerator
+) -> tuple[Distiller, Callable[[nn.Module, batches.Batch], Loss]]:
+    """What is trained, and the loss of a micro-batch: the parts of a run, put together."""
+    loop.seed_step(job.recipe.train.seed, 0)
+    student, heads = build(job.teacher, job.recipe)
+    if job.plan.gradient_checkpointing:
+        student.model.activation_checkpointing_enable()
+    arithmetic = _teacher_precision(accelerator, job.plan.precision)
+    teach = LiveTargets(job.teacher, job.recipe.objective.layers, arithmetic)
+    job.teacher.model.to(accelerator.device)
+
+    def loss_of(module: nn.Module, batch: batches.Batch) -> Loss:
+        wave_BS = batch.wave_BS.to(accelerator.device)
+        target = teach(wave_BS, batch.lengths)
+        predicted = module(wave_BS, batch.lengths)
+        mask_BT = frame_mask(batch.lengths, predicted[0].shape[1], accelerator.device)
+        return objective(job.recipe.objective, predicted, target, mask_BT)
+
+    return Distiller(student, heads), loss_of
+
+
 def objective(
     settings: config.Objective,
     predicted: Sequence[Tensor],
@@ -301,60 +275,25 @@ def objective(
     )
 
 
-def validate(
-    accelerator: Any,
-    module: nn.Module,
-    windows: Sequence[MonoCut],
-    loss_of: Callable[[nn.Module, batches.Batch], Loss],
-    micro_seconds: float,
-) -> dict[str, float]:
-    """The mean loss per frame over all held-out windows, and its parts, without dropout."""
-    module.eval()
-    sums: dict[str, float] = {}
-    count = 0
-    lengths = [cut.num_samples for cut in windows]
-    with torch.no_grad():
-        for chosen in batches.in_order(lengths, micro_seconds):
-            batch = batches.load([windows[index] for index in chosen])
-            with accelerator.autocast():
-                loss = loss_of(accelerator.unwrap_model(module), batch)
-            for name, value in {"loss": loss.total, **loss.parts}.items():
-                sums[name] = sums.get(name, 0.0) + float(value)
-            count += loss.frames
-    module.train()
-    return {name: value / count for name, value in sums.items()}
+def measure(job: Job, steps: int = 3) -> plan.Measured:
+    """Take a few real steps of a job, keep nothing of them, and say what all of them would take.
 
-
-def measure(job: Job) -> plan.Measured:
-    """Time a few real steps of a job without keeping anything of them."""
+    The first step warms up and does not count.
+    """
     accelerator = loop.accelerator(job.plan.device, job.plan.precision)
-    student, heads = build(job.teacher, job.recipe)
-    distiller = Distiller(student, heads).to(accelerator.device)
-    teach = LiveTargets(
-        job.teacher,
-        job.recipe.objective.layers,
-        _teacher_precision(accelerator, job.plan.precision),
+    distiller, loss_of = assemble(job, accelerator)
+    module, optimizer = accelerator.prepare(distiller, loop.optimizer(distiller, job.recipe.train))
+    schedule = plan.schedule(job.recipe, job.train, job.plan.micro_seconds)
+    stream = batches.stream(job.train, schedule, first=1, last=steps, workers=0)
+    taken = loop.fit(
+        accelerator, module, optimizer, stream, loss_of, job.recipe.train, start=0, steps=steps
     )
-    job.teacher.model.to(accelerator.device)
-    if job.plan.gradient_checkpointing:
-        student.model.activation_checkpointing_enable()
-    distiller.train()
-    schedule = _schedule(job.train, job.recipe, job.plan.micro_seconds)
-    numbers = iter(range(1, job.plan.steps + 1000))
-
-    def step() -> None:
-        for chosen in schedule.step(next(numbers)):
-            batch = batches.load([job.train[index] for index in chosen])
-            wave_BS = batch.wave_BS.to(accelerator.device)
-            with accelerator.autocast():
-                target = teach(wave_BS, batch.lengths)
-                predicted = distiller(wave_BS, batch.lengths)
-                mask_BT = frame_mask(batch.lengths, predicted[0].shape[1], accelerator.device)
-                loss = objective(job.recipe.objective, predicted, target, mask_BT)
-            torch.autograd.backward(loss.total)
-        distiller.zero_grad()
-
-    return plan.measure(step, job.plan.steps, job.plan.device)
+    seconds = min([step.seconds for step in taken][1:])
+    return plan.Measured(
+        seconds_per_step=seconds,
+        hours=seconds * job.plan.steps / 3600,
+        peak_gib=plan.peak_gib(job.plan.device),
+    )
 
 
 def disk_bytes(job: Job) -> int:
@@ -429,21 +368,8 @@ def _reopen(run: Run) -> Job:
     )
 
 
-def _schedule(
-    train: Sequence[MonoCut], settings: config.Recipe, micro: float, rank: int = 0, ranks: int = 1
-) -> batches.Schedule:
-    return batches.Schedule(
-        lengths=[cut.num_samples for cut in train],
-        seconds=settings.batches.seconds,
-        micro_seconds=micro,
-        seed=settings.train.seed,
-        rank=rank,
-        ranks=ranks,
-    )
-
-
 def _teacher_precision(
-    accelerator: Any, arithmetic: config.Precision
+    accelerator: Accelerator, arithmetic: config.Precision
 ) -> AbstractContextManager[object]:
     """bf16 for the teacher where the student has it; never fp16, whose range large norms leave."""
     enabled = arithmetic == "bf16"
@@ -472,20 +398,21 @@ def _log(run: Run, step: loop.Step, where: str) -> None:
     )
 
 
-def _finish(job: Job, student: Encoder, heads: Heads) -> None:
+def _finish(job: Job, distiller: Distiller) -> None:
     from safetensors.torch import save
 
     with replacing(job.run.folder / "heads.safetensors") as beside:
         named = {
-            name: value.detach().float().cpu().contiguous() for name, value in heads.named().items()
+            name: value.detach().float().cpu().contiguous()
+            for name, value in distiller.heads.named().items()
         }
         layers = ",".join(str(layer) for layer in job.recipe.objective.layers)
         beside.write_bytes(save(named, metadata={"layers": layers}))
     card = report.card(
         facts=job.facts,
         recipe=job.recipe,
-        student=student,
+        student=distiller.student,
         rows=job.run.rows("metrics.jsonl"),
     )
     with replacing(job.run.folder / "student") as beside:
-        students.save(student, beside, card)
+        students.save(distiller.student, beside, card)

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from lhotse import MonoCut
 from torch import Tensor, nn
 
 from distilkit import config
-from distilkit.batches import Batch
+from distilkit.batches import Batch, in_order, load
 from distilkit.errors import DistilkitError
 from distilkit.objectives import Loss
 
@@ -161,6 +162,30 @@ def fit(
             seconds=time.perf_counter() - began,
             updated=not skipped,
         )
+
+
+def validate(
+    accelerator: Accelerator,
+    module: nn.Module,
+    windows: Sequence[MonoCut],
+    loss_of: Callable[[nn.Module, Batch], Loss],
+    micro_seconds: float,
+) -> dict[str, float]:
+    """The mean loss per frame over all held-out windows, and its parts, without dropout."""
+    module.eval()
+    sums: dict[str, float] = {}
+    count = 0
+    lengths = [cut.num_samples for cut in windows]
+    with torch.no_grad():
+        for chosen in in_order(lengths, micro_seconds):
+            batch = load([windows[index] for index in chosen])
+            with accelerator.autocast():
+                loss = loss_of(accelerator.unwrap_model(module), batch)
+            for name, value in {"loss": loss.total, **loss.parts}.items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+            count += loss.frames
+    module.train()
+    return {name: value / count for name, value in sums.items()}
 
 
 def _over_ranks(accelerator: Accelerator, numbers: Sequence[float]) -> list[float]:

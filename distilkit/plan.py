@@ -1,16 +1,17 @@
 """What fits: steps, memory, time and disk, each with its reason."""
 
 import shutil
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import torch
+from lhotse import MonoCut
 
 from distilkit import config
 from distilkit.audio import FRAME_RATE, SAMPLE_RATE
+from distilkit.batches import Schedule
 from distilkit.encoder import Encoder
 from distilkit.errors import DistilkitError
 
@@ -171,6 +172,56 @@ def micro_seconds(
     )
 
 
+def schedule(
+    settings: config.Recipe, train: Sequence[MonoCut], micro: float, rank: int = 0, ranks: int = 1
+) -> Schedule:
+    """Which windows each optimizer step sees."""
+    return Schedule(
+        lengths=[cut.num_samples for cut in train],
+        seconds=settings.batches.seconds,
+        micro_seconds=micro,
+        seed=settings.train.seed,
+        rank=rank,
+        ranks=ranks,
+    )
+
+
+def decide(settings: config.Recipe, teacher: Encoder, train: Sequence[MonoCut]) -> Plan:
+    """Everything that follows from recipe, teacher, audio and machine, each with its reason."""
+    where, why_there = device(settings.train)
+    arithmetic, why_arithmetic = precision(settings.train, where)
+    micro, recompute, choices = micro_seconds(settings, teacher, where, arithmetic)
+    chosen = schedule(settings, train, micro)
+    wanted, why_steps = steps(
+        settings.train, chosen.steps_per_pass, sum(cut.duration for cut in train)
+    )
+    workers = settings.batches.workers
+    if workers == "auto":
+        workers = 4 if where == "cuda" else 0
+    per_step = sum(cut.duration for cut in train) / chosen.steps_per_pass
+    return Plan(
+        steps=wanted,
+        steps_per_pass=chosen.steps_per_pass,
+        micro_seconds=micro,
+        workers=workers,
+        precision=arithmetic,
+        device=where,
+        gradient_checkpointing=recompute,
+        choices=(
+            Choice(name="device", value=where, reason=why_there),
+            Choice(name="precision", value=arithmetic, reason=why_arithmetic),
+            Choice(name="steps", value=str(wanted), reason=why_steps),
+            Choice(
+                name="audio per step",
+                value=f"{per_step:.0f} s",
+                reason=f"{chosen.steps_per_pass} equal steps a pass, as near to the recipe's "
+                f"{settings.batches.seconds:g} s as it goes",
+            ),
+            *choices,
+        ),
+    )
+
+
 def disk(student: int, trained: int) -> int:
     """Bytes that a run writes: one checkpoint (weights and two moments), another while it is replaced,
     and the student.
@@ -193,21 +244,6 @@ def check_disk(folder: Path, needed: int) -> None:
             f"`{place}` has {free / 2**30:.2f} GiB free; the run writes {needed / 2**30:.2f} GiB",
             "--out on another disk",
         )
-
-
-def measure(step: Callable[[], None], steps: int, where: str, repeats: int = 2) -> Measured:
-    """Time real steps, the first left out, and read the peak memory."""
-    if where == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    times = []
-    for _ in range(repeats + 1):
-        began = time.perf_counter()
-        step()
-        if where == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    each = min(times[1:])
-    return Measured(seconds_per_step=each, hours=each * steps / 3600, peak_gib=peak_gib(where))
 
 
 def peak_gib(where: str) -> float:

@@ -54,8 +54,11 @@ def make_model(seed: int = 0, **changes: object) -> HubertModel:
     model = HubertModel(tiny_config(**changes))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "layer_norm" in name:
+            if "norm" in name:
                 parameter.add_(0.3 * torch.randn_like(parameter))
+        for name, buffer in model.named_buffers():
+            if "running_mean" in name:
+                buffer.add_(0.3 * torch.randn_like(buffer))
     return model.eval()
 
 

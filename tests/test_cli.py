@@ -265,7 +265,7 @@ ERRORS: dict[str, tuple[list[str], str, str]] = {
     "inspect nothing": (
         ["inspect", "./nowhere"],
         "no such model: `./nowhere` is neither a path that exists nor a hub id (`owner/name`)",
-        "",
+        "give a folder with a model, a run, or a hub id such as facebook/hubert-base-ls960",
     ),
 }
 

@@ -10,6 +10,7 @@ from transformers import AutoModel, HubertModel, Wav2Vec2FeatureExtractor
 
 from distilkit.encoder import Encoder, encode, exact, frame_mask, scale_conv_gradients, truncate
 
+BATCH_NORM = {"conv_pos_batch_norm": True}
 MIXED = (400, 719, 720, 3_201, 16_000, 16_001, 23_456, 31_999, 48_000)
 
 
@@ -28,7 +29,15 @@ def alone(model: HubertModel, clip: np.ndarray, normalise: bool) -> list[torch.T
 
 
 @pytest.mark.parametrize(
-    ("changes", "normalise"), [({}, False), ({}, True), (LARGE, True), (LARGE, False)]
+    ("changes", "normalise"),
+    [
+        ({}, False),
+        ({}, True),
+        (LARGE, True),
+        (LARGE, False),
+        (BATCH_NORM, False),
+        (LARGE | BATCH_NORM, True),
+    ],
 )
 def test_a_padded_clip_equals_the_clip_alone(changes: dict[str, object], normalise: bool) -> None:
     stock = make_model(**changes)
@@ -64,8 +73,9 @@ def test_equal_lengths_take_the_stock_norm() -> None:
     assert torch.equal(got, wanted)
 
 
-def test_exact_keeps_the_state_dict() -> None:
-    stock = make_model()
+@pytest.mark.parametrize("changes", [{}, BATCH_NORM])
+def test_exact_keeps_the_state_dict(changes: dict[str, object]) -> None:
+    stock = make_model(**changes)
     model = exact(copy.deepcopy(stock))
     assert list(model.state_dict()) == list(stock.state_dict())
     assert all(
@@ -85,13 +95,14 @@ def test_truncating_changes_nothing_below(changes: dict[str, object]) -> None:
     assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
 
 
-def test_gradients_of_a_padded_batch_equal_those_alone() -> None:
+@pytest.mark.parametrize("changes", [{}, BATCH_NORM])
+def test_gradients_of_a_padded_batch_equal_those_alone(changes: dict[str, object]) -> None:
     """Also with gradient checkpointing, which runs the norm again in the backward pass."""
     clips = [voice(n / 16_000 + 1e-6, n)[:n] for n in (5_000, 16_000, 9_000)]
     gradients = []
     for split, checkpointing in (([0, 1, 2], False), (None, False), ([0, 1, 2], True)):
         model = exact(make_model(hidden_dropout=0.0, attention_dropout=0.0, activation_dropout=0.0,
-                                 feat_proj_dropout=0.0, apply_spec_augment=False)).train()  # fmt: skip
+                                 feat_proj_dropout=0.0, apply_spec_augment=False, **changes)).train()  # fmt: skip
         if checkpointing:
             model.activation_checkpointing_enable()
         encoder = Encoder(model=model, normalise=False)
