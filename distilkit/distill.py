@@ -26,12 +26,12 @@ from distilkit.encoder import (
     scale_conv_gradients,
 )
 from distilkit.errors import DistilkitError
+from distilkit.hub import DEFAULT_TEACHER
 from distilkit.objectives import OBJECTIVES, Heads, Loss
 from distilkit.runs import Run, free_folder, newest_run, replacing
 from distilkit.targets import LiveTargets
 from distilkit.teachers import Checkpoint
 
-DEFAULT_TEACHER = "facebook/hubert-base-ls960"
 DEFAULT_RECIPE = "personal"
 PACKAGES = ("torch", "transformers", "accelerate", "lhotse", "soundfile", "soxr", "numpy")
 

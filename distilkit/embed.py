@@ -24,9 +24,8 @@ from distilkit.batches import in_order
 from distilkit.data import Found, Skipped, Tracker, find, untracked
 from distilkit.encoder import Encoder, encode, fingerprint
 from distilkit.errors import DistilkitError
-from distilkit.runs import discard, newest_run, replacing, write_text
+from distilkit.runs import discard, replacing, write_text
 
-DEFAULT_MODEL = "ntu-spml/distilhubert"
 WHOLE_SECONDS = 30.0  # recordings up to this are embedded whole
 WINDOW_SECONDS = 20.0  # longer ones in such windows
 CONTEXT_SECONDS = 2.0  # of each window that only serve its neighbours' edges
@@ -48,12 +47,6 @@ class Embedded:
     shape: tuple[int, ...]
     seconds: float
     stamp: str  # size and time of the source, to notice changes
-
-
-def default_model() -> str:
-    """The student of the newest finished run under `./runs`, else DistilHuBERT on the hub."""
-    newest = newest_run(Path("runs"), finished=True)
-    return str(newest.folder / "student") if newest else DEFAULT_MODEL
 
 
 def layer_numbers(layer: str, depth: int) -> list[int]:

@@ -74,6 +74,14 @@ def test_options_are_frozen() -> None:
     assert found == OPTIONS
 
 
+def test_the_default_teacher_stands_in_both_places() -> None:
+    """The command line spells it out: importing the constant would cost `--help` its speed."""
+    from distilkit.hub import DEFAULT_TEACHER
+
+    command = dict(commands())["distill"]
+    assert next(p.default for p in command.params if p.name == "teacher") == DEFAULT_TEACHER  # type: ignore[attr-defined]
+
+
 # ------------------------------------------------------------------------------------- bad input
 
 

@@ -12,6 +12,7 @@ ROWS = (
     {"errors"},
     {"config"},
     {"audio", "runs"},
+    {"hub"},
     {"encoder"},
     {"data", "teachers", "students", "objectives"},
     {"batches", "targets"},

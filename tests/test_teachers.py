@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from distilkit import config, students, teachers
+from distilkit import config, hub, students, teachers
 from distilkit.encoder import Encoder, encode, exact, fingerprint
 from distilkit.errors import DistilkitError
 from distilkit.teachers import huggingface
@@ -604,14 +604,14 @@ def test_half_of_a_model_in_the_cache_is_not_enough(
         "`owner/name` is only partly in the local cache, and the hub cannot be reached",
         "give a local folder with --teacher or --model, or go online once",
     )
-    real = huggingface.snapshot_download
+    real = hub.snapshot_download
 
     def online(name: str, **options: object) -> str:
         if not options.get("local_files_only"):
             shutil.copy(plain / gone, cached / gone)
         return real(name, **{**options, "local_files_only": True})
 
-    monkeypatch.setattr(huggingface, "snapshot_download", online)
+    monkeypatch.setattr(hub, "snapshot_download", online)
     assert teachers.load("owner/name")[1].source == str(cached)
 
 
@@ -631,14 +631,14 @@ RESPONSE = SimpleNamespace(headers={}, request=None)
 def test_a_download_that_fails(
     cached: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, problem: str, hint: str
 ) -> None:
-    real = huggingface.snapshot_download
+    real = hub.snapshot_download
 
     def failing(name: str, **options: object) -> str:
         if options.get("local_files_only"):
             return real(name, **options)
         raise error
 
-    monkeypatch.setattr(huggingface, "snapshot_download", failing)
+    monkeypatch.setattr(hub, "snapshot_download", failing)
     said, hinted = refused("owner/other")
     assert said == problem
     assert hinted.startswith(hint)

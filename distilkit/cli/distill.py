@@ -54,8 +54,8 @@ def distill(
     """
     from distilkit.cli import console
     from distilkit.config import load_recipe
-    from distilkit.distill import prepare
     from distilkit.errors import DistilkitError
+    from distilkit.hub import locate
     from distilkit.runs import newest_run
 
     if not audio and not resume:
@@ -73,11 +73,17 @@ def distill(
             f"a resumed run keeps its recipe: `{changes[0]}` cannot change it",
             "leave it out, or start a new run with another --out",
         )
+    settings = load_recipe(recipe, changes)
+    if audio and not there:
+        locate(teacher)  # before the imports that take seconds
+
+    from distilkit.distill import prepare
+
     job = prepare(
         audio or [],
         teacher=teacher,
         out=out,
-        recipe=load_recipe(recipe, changes),
+        recipe=settings,
         resume=resume,
         track=console.track,
     )

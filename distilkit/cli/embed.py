@@ -41,13 +41,17 @@ def embed(
     """
     from dataclasses import asdict
 
+    from distilkit.cli import console
+    from distilkit.hub import default_model, locate
+
+    name = model or default_model()
+    console.say(f"model: {name}" + ("" if model else " (no --model given)"))
+    locate(name)  # before the imports that take seconds
+
     from distilkit import embed as embedding
     from distilkit import plan, teachers
-    from distilkit.cli import console
     from distilkit.config import Train
 
-    name = model or embedding.default_model()
-    console.say(f"model: {name}" + ("" if model else " (no --model given)"))
     encoder, checkpoint = teachers.load(name)
     for note in checkpoint.notes:
         console.say(f"model: {note}")

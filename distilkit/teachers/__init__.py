@@ -4,7 +4,6 @@ A reader is a pair of functions in `READERS`: one says whether a path is its for
 it. Loading is strict, and nothing in a checkpoint can run code.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ from transformers import HubertConfig
 
 from distilkit.audio import FRAME_SAMPLES, HOP_SAMPLES
 from distilkit.encoder import Encoder
-from distilkit.errors import DistilkitError, did_you_mean
+from distilkit.errors import DistilkitError
+from distilkit.hub import DEFAULT_TEACHER, locate
 from distilkit.teachers import huggingface
 from distilkit.teachers.checkpoint import Checkpoint
 
@@ -62,44 +62,5 @@ def _check_frames(name: str, shape: HubertConfig) -> None:
         raise DistilkitError(
             f"`{name}` makes a frame of {length} samples every {hop}; only models with frames of "
             f"{FRAME_SAMPLES} every {HOP_SAMPLES} can be read",
-            f"--teacher {huggingface.EXAMPLE}, or another HuBERT",
+            f"--teacher {DEFAULT_TEACHER}, or another HuBERT",
         )
-
-
-def locate(name: str) -> Path:
-    """The path behind a name: a folder or file, a run's student, or a hub id's local copy.
-
-    Raises:
-        DistilkitError: nothing there.
-    """
-    path = Path(os.path.expanduser(name))  # Path.expanduser raises for users that are not there
-    try:
-        return _local(name, path) or huggingface.download(name)
-    except OSError as error:
-        raise DistilkitError(
-            f"cannot open `{name}`: {error.strerror}", "give a folder that you may read"
-        ) from error
-
-
-def _local(name: str, path: Path) -> Path | None:
-    """The path, or None where only the hub can have the name."""
-    if (path / "run.json").is_file():
-        if not (path / "student").is_dir():
-            raise DistilkitError(
-                f"run `{name}` has no student yet", f"distilkit distill --resume --out {name}"
-            )
-        return path / "student"
-    if path.exists():
-        return path
-    beside = path.parent
-    if name.startswith((".", "/", "~")) or name.count("/") != 1 or beside.is_dir():
-        near = did_you_mean(
-            path.name, [item.name for item in beside.iterdir()] if beside.is_dir() else []
-        )
-        if near and beside != Path():
-            near = near.replace("`", f"`{beside}/", 1)
-        raise DistilkitError(
-            f"no such model: `{name}` is neither a path that exists nor a hub id (`owner/name`)",
-            near or f"give a folder with a model, a run, or a hub id such as {huggingface.EXAMPLE}",
-        )
-    return None

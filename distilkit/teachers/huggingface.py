@@ -7,31 +7,16 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
 from transformers import HubertConfig, HubertModel
 from transformers import logging as transformers_logging
 
+from distilkit import hub
 from distilkit.audio import SAMPLE_RATE
 from distilkit.encoder import exact
 from distilkit.errors import DistilkitError
 from distilkit.teachers.checkpoint import Checkpoint
 
-EXAMPLE = "facebook/hubert-base-ls960"
 AGAIN = "download it again; in a git clone: git lfs pull"
-FILES = ["*.json", "model*.safetensors", "pytorch_model*.bin", "README.md"]
-WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
 HEADS = (
     "lm_head.",
     "final_proj.",
@@ -60,8 +45,8 @@ def read(path: Path) -> Checkpoint:
             f"`{path}` holds a PEFT adapter beside its weights, which is not read",
             "merge it with `merge_and_unload` and save again, or remove adapter_config.json",
         )
-    if not any((path / name).exists() for name in WEIGHTS):
-        raise DistilkitError(f"`{path}` holds no weights: none of {', '.join(WEIGHTS)}", AGAIN)
+    if not any((path / name).exists() for name in hub.WEIGHTS):
+        raise DistilkitError(f"`{path}` holds no weights: none of {', '.join(hub.WEIGHTS)}", AGAIN)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
@@ -132,7 +117,7 @@ def _config(path: Path) -> HubertConfig:
     if kind != "hubert":
         raise DistilkitError(
             f"`{path}` is a `{kind}` model; only `hubert` can be read",
-            f"--teacher {EXAMPLE}, or another HuBERT",
+            f"--teacher {hub.DEFAULT_TEACHER}, or another HuBERT",
         )
     try:
         return HubertConfig.from_dict(settings, layerdrop=0.0)
@@ -157,7 +142,7 @@ def _normalises(path: Path, norm: str) -> tuple[bool, str | None]:
     if rate != SAMPLE_RATE:
         raise DistilkitError(
             f"`{path}` wants audio at `{rate}` Hz; only models for {SAMPLE_RATE} Hz can be read",
-            f"--teacher {EXAMPLE}, or another model for {SAMPLE_RATE} Hz",
+            f"--teacher {hub.DEFAULT_TEACHER}, or another model for {SAMPLE_RATE} Hz",
         )
     value = settings.get("do_normalize")
     if value is None:
@@ -167,39 +152,3 @@ def _normalises(path: Path, norm: str) -> tuple[bool, str | None]:
             f"`do_normalize` of `{path}` cannot be `{value}`", "write true or false there"
         )
     return value, None
-
-
-def download(name: str) -> Path:
-    """The local folder of a hub id: from the cache, else downloaded.
-
-    Raises:
-        DistilkitError: offline and not in the cache, no such repository, no access.
-    """
-    try:
-        there = Path(snapshot_download(name, allow_patterns=FILES, local_files_only=True))
-        if detects(there) and any((there / weights).exists() for weights in WEIGHTS):
-            return there
-        state = "is only partly in the local cache"
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
-        state = "is not in the local cache"
-    except HFValidationError as error:
-        raise DistilkitError(
-            f"`{name}` is not a hub id: {error}", f"--teacher {EXAMPLE}"
-        ) from error
-    try:
-        return Path(snapshot_download(name, allow_patterns=FILES, etag_timeout=8))
-    except GatedRepoError as error:
-        raise DistilkitError(f"`{name}` asks for permission on the hub", "hf auth login") from error
-    except RepositoryNotFoundError as error:
-        raise DistilkitError(
-            f"the hub has no model `{name}`, or it is private", "check the name, or hf auth login"
-        ) from error
-    except Exception as error:  # those of the HTTP library and of captive portals, a full disk
-        if isinstance(error, OSError) and error.strerror:
-            raise DistilkitError(
-                f"`{name}` cannot be downloaded: {error.strerror}", "distilkit doctor"
-            ) from error
-        raise DistilkitError(
-            f"`{name}` {state}, and the hub cannot be reached",
-            "give a local folder with --teacher or --model, or go online once",
-        ) from error

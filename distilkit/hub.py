@@ -1,0 +1,110 @@
+"""Where a model lies: a folder, a run, or the local copy of a hub id; no torch, so it answers soon."""
+
+import os
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+
+from distilkit.errors import DistilkitError, did_you_mean
+from distilkit.runs import newest_run
+
+DEFAULT_TEACHER = "facebook/hubert-base-ls960"
+DEFAULT_MODEL = "ntu-spml/distilhubert"
+FILES = ["*.json", "model*.safetensors", "pytorch_model*.bin", "README.md"]
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+TIMEOUT = 4  # seconds to wait for the hub's first answer
+
+
+def locate(name: str) -> Path:
+    """The path behind a name: a folder or file, a run's student, or a hub id's local copy.
+
+    Raises:
+        DistilkitError: nothing there.
+    """
+    path = Path(os.path.expanduser(name))  # Path.expanduser raises for users that are not there
+    try:
+        return _local(name, path) or download(name)
+    except OSError as error:
+        raise DistilkitError(
+            f"cannot open `{name}`: {error.strerror}", "give a folder that you may read"
+        ) from error
+
+
+def _local(name: str, path: Path) -> Path | None:
+    """The path, or None where only the hub can have the name."""
+    if (path / "run.json").is_file():
+        if not (path / "student").is_dir():
+            raise DistilkitError(
+                f"run `{name}` has no student yet", f"distilkit distill --resume --out {name}"
+            )
+        return path / "student"
+    if path.exists():
+        return path
+    beside = path.parent
+    if name.startswith((".", "/", "~")) or name.count("/") != 1 or beside.is_dir():
+        near = did_you_mean(
+            path.name, [item.name for item in beside.iterdir()] if beside.is_dir() else []
+        )
+        if near and beside != Path():
+            near = near.replace("`", f"`{beside}/", 1)
+        raise DistilkitError(
+            f"no such model: `{name}` is neither a path that exists nor a hub id (`owner/name`)",
+            near or f"give a folder with a model, a run, or a hub id such as {DEFAULT_TEACHER}",
+        )
+    return None
+
+
+def download(name: str) -> Path:
+    """The local folder of a hub id: from the cache, else downloaded.
+
+    Raises:
+        DistilkitError: offline and not in the cache, no such repository, no access.
+    """
+    try:
+        there = Path(snapshot_download(name, allow_patterns=FILES, local_files_only=True))
+        if (there / "config.json").is_file() and any(
+            (there / weights).exists() for weights in WEIGHTS
+        ):
+            return there
+        state = "is only partly in the local cache"
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
+        state = "is not in the local cache"
+    except HFValidationError as error:
+        raise DistilkitError(
+            f"`{name}` is not a hub id: {error}", f"--teacher {DEFAULT_TEACHER}"
+        ) from error
+    try:
+        return Path(snapshot_download(name, allow_patterns=FILES, etag_timeout=TIMEOUT))
+    except GatedRepoError as error:
+        raise DistilkitError(f"`{name}` asks for permission on the hub", "hf auth login") from error
+    except RepositoryNotFoundError as error:
+        raise DistilkitError(
+            f"the hub has no model `{name}`, or it is private", "check the name, or hf auth login"
+        ) from error
+    except Exception as error:  # those of the HTTP library and of captive portals, a full disk
+        if isinstance(error, OSError) and error.strerror:
+            raise DistilkitError(
+                f"`{name}` cannot be downloaded: {error.strerror}", "distilkit doctor"
+            ) from error
+        raise DistilkitError(
+            f"`{name}` {state}, and the hub cannot be reached",
+            "give a local folder with --teacher or --model, or go online once",
+        ) from error
+
+
+def default_model() -> str:
+    """The student of the newest finished run under `./runs`, else DistilHuBERT on the hub."""
+    newest = newest_run(Path("runs"), finished=True)
+    return str(newest.folder / "student") if newest else DEFAULT_MODEL
