@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 # On a CPU, oneDNN keeps what it prepares for each shape of a batch, 1,024 of them. Clips have many
-# shapes, so a process grew by gigabytes; with this many it stays level and is as fast.
+# shapes, so a process grew by gigabytes; with this many it stays nearly level.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 import torch

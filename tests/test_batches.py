@@ -48,6 +48,15 @@ def test_steps_are_nearly_equal_and_near_what_was_asked() -> None:
     assert sum(seconds) / len(seconds) == pytest.approx(120, rel=0.01)
 
 
+def test_processes_take_turns_with_the_longer_windows() -> None:
+    sizes = [16_000 * seconds for seconds in (8, 7, 4, 3)]
+    shares = [
+        Schedule(lengths=sizes, seconds=99.0, micro_seconds=8.0, seed=0, rank=r, ranks=2).step(1)
+        for r in range(2)
+    ]
+    assert shares == [[[0], [3]], [[1], [2]]]
+
+
 def test_passes_differ_and_calls_agree() -> None:
     sizes = lengths(50, 2)
     schedule = Schedule(lengths=sizes, seconds=30.0, micro_seconds=30.0, seed=0)

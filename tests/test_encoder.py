@@ -8,7 +8,15 @@ import torch
 from conftest import LARGE, make_model, voice
 from transformers import AutoModel, HubertModel, Wav2Vec2FeatureExtractor
 
-from distilkit.encoder import Encoder, encode, exact, frame_mask, scale_conv_gradients, truncate
+from distilkit.encoder import (
+    Encoder,
+    encode,
+    exact,
+    frame_mask,
+    prepare,
+    scale_conv_gradients,
+    truncate,
+)
 
 BATCH_NORM = {"conv_pos_batch_norm": True}
 MIXED = (400, 719, 720, 3_201, 16_000, 16_001, 23_456, 31_999, 48_000)
@@ -50,6 +58,19 @@ def test_a_padded_clip_equals_the_clip_alone(changes: dict[str, object], normali
         for layer, wanted in enumerate(alone(stock, clip, normalise)):
             got = batch[layer][index, : wanted.shape[1]]
             assert (got - wanted[0]).norm() / wanted.norm() < 3e-5, (layer, len(clip))
+
+
+def test_waveforms_are_prepared_as_the_feature_extractor_does() -> None:
+    """By itself: behind the first norm of a model, a wrong scale no longer shows."""
+    clips = [0.3 + voice(n / 16_000 + 1e-6, n)[:n] for n in (400, 1_000)]
+    extractor = Wav2Vec2FeatureExtractor(do_normalize=True)
+    padded = pad(clips)
+    padded[0, 400:] = 7.0  # whatever lies behind the end
+    got = prepare(padded, [400, 1_000], True)
+    assert not got[0, 400:].any()
+    for row, clip in zip(got, clips, strict=True):
+        wanted = extractor(clip, sampling_rate=16_000, return_tensors="pt").input_values[0]
+        torch.testing.assert_close(row[: len(clip)], wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_stock_transformers_is_not_exact() -> None:

@@ -1,15 +1,18 @@
 """The loop: gradients do not depend on the split, resuming is exact, numbers must be finite."""
 
 import itertools
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_model, quick, voice
 
 from distilkit import config, loop
-from distilkit.batches import Batch
+from distilkit.batches import Batch, load
+from distilkit.data import collect
 from distilkit.distill import Distiller, build, objective
 from distilkit.encoder import Encoder, exact, frame_mask
 from distilkit.errors import DistilkitError
@@ -32,9 +35,9 @@ def batch(indices: list[int]) -> Batch:
 class Setting:
     """A teacher, a student, and what the loop needs of them."""
 
-    def __init__(self, *changes: str) -> None:
+    def __init__(self, *changes: str, **shape: object) -> None:
         self.recipe = quick(*changes)
-        teacher = Encoder(model=exact(make_model()), normalise=False)
+        teacher = Encoder(model=exact(make_model(**shape)), normalise=False)
         torch.manual_seed(1)
         student, heads = build(teacher, self.recipe)
         self.accelerator = loop.accelerator("cpu", "fp32")
@@ -84,6 +87,7 @@ def test_gradients_do_not_depend_on_the_split(split: list[int]) -> None:
     assert many.grad_norm == pytest.approx(one.grad_norm, rel=1e-5)
     assert many.loss == pytest.approx(one.loss, rel=1e-6)
     assert many.parts == pytest.approx(one.parts, rel=1e-5)
+    assert [one.audio_seconds, many.audio_seconds] == pytest.approx([sum(SIZES) / 16_000] * 2)
 
 
 def steps_of(setting: Setting, start: int, steps: int) -> list[loop.Step]:
@@ -91,17 +95,18 @@ def steps_of(setting: Setting, start: int, steps: int) -> list[loop.Step]:
     return list(setting.fit(batches, start, steps))
 
 
-def test_resuming_is_exact_to_the_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shape", [{}, {"conv_pos_batch_norm": True}])
+def test_resuming_is_exact_to_the_bit(tmp_path: Path, shape: dict[str, object]) -> None:
     """With dropout, through a checkpoint on disk, into a fresh process's worth of objects."""
-    whole = Setting()
+    whole = Setting(**shape)
     wanted = steps_of(whole, 0, 7)
-    first = Setting()
+    first = Setting(**shape)
     batches = ([batch([n % 8]), batch([(n + 3) % 8])] for n in itertools.count())
     begun = list(itertools.islice(first.fit(batches, 0, 7), 4))
     run = Run(tmp_path / "run")
     run.create({"run.json": "{}"})
     run.save_checkpoint(4, *loop.state(first.accelerator, first.module, first.optimizer))
-    second = Setting()
+    second = Setting(**shape)
     saved = run.load_checkpoint()
     assert saved is not None
     loop.restore(second.accelerator, second.module, second.optimizer, *saved)
@@ -125,6 +130,61 @@ def test_dropout_is_on_and_follows_the_step_number() -> None:
     assert losses[0] != without
 
 
+def test_everything_random_follows_from_seed_step_and_process() -> None:
+    def drawn(*place: int) -> tuple[float, ...]:
+        loop.seed_step(*place)
+        return float(torch.rand(())), float(np.random.rand()), random.random()
+
+    here = drawn(3, 7, 1)
+    assert drawn(3, 7, 1) == here
+    for other in ((4, 7, 1), (3, 8, 1), (3, 7, 0)):
+        assert all(a != b for a, b in zip(drawn(*other), here, strict=True)), other
+
+
+def test_gradients_are_clipped_after_their_norm_is_taken() -> None:
+    setting = Setting("train.clip_norm=0.01")
+    norms: list[float] = []
+    step = setting.optimizer.step
+
+    def watching() -> None:
+        gradients = [p.grad.norm() for p in setting.distiller.parameters() if p.grad is not None]
+        norms.append(float(torch.stack(gradients).norm()))
+        step()
+
+    setting.optimizer.step = watching
+    (result,) = setting.fit(iter([[batch([1])]]), 0, 1)
+    assert norms == pytest.approx([0.01], rel=1e-3)
+    assert result.grad_norm > 0.1
+
+
+@pytest.mark.parametrize("micro_seconds", [1.0, 8.0])
+def test_validation_is_the_mean_over_all_frames_without_dropout(
+    speech: Path, micro_seconds: float
+) -> None:
+    setting = Setting()
+    windows = collect([speech], config.Data(valid_fraction=0.0)).train[:5]
+    got = loop.validate(
+        setting.accelerator, setting.module, windows, setting.loss_of, micro_seconds
+    )
+    assert setting.module.training
+    setting.module.eval()
+    with torch.no_grad():
+        losses = [setting.loss_of(setting.module, load([window])) for window in windows]
+    frames = sum(loss.frames for loss in losses)
+    assert got["loss"] == pytest.approx(float(sum(loss.total for loss in losses)) / frames)
+    for name in losses[0].parts:
+        wanted = float(sum(loss.parts[name] for loss in losses)) / frames
+        assert got[name] == pytest.approx(wanted), name
+
+
+def test_the_loop_trains_what_was_left_in_evaluation_mode() -> None:
+    setting, other = Setting(), Setting()
+    other.module.eval()
+    batches = [[batch([1])]]
+    (one,), (two,) = (each.fit(iter(batches), 0, 1) for each in (setting, other))
+    assert one.loss == two.loss
+
+
 def test_the_schedule_of_the_learning_rate() -> None:
     train = config.Train(learning_rate=1.0, warmup_fraction=0.2)
     rates = [loop.learning_rate(n, 10, train) for n in range(1, 11)]
@@ -137,6 +197,22 @@ def test_a_loss_that_is_not_finite_names_step_and_clips() -> None:
     bad.wave_BS[0, 100] = float("nan")
     with pytest.raises(DistilkitError, match="step 2: the loss is nan.*`1`, `2`"):
         list(setting.fit(iter([[batch([3])], [bad]]), 0, 4))
+
+
+def test_a_gradient_that_is_not_finite_is_noticed() -> None:
+    setting = Setting()
+
+    def steep(module: torch.nn.Module, batch: Batch) -> Loss:
+        loss = setting.loss_of(module, batch)
+        return Loss(total=(loss.total - loss.total.detach()).sqrt(), frames=1, parts={})
+
+    with pytest.raises(DistilkitError, match="step 1: the loss is 0.0 and its gradient norm"):
+        next(
+            loop.fit(
+                setting.accelerator, setting.module, setting.optimizer, iter([[batch([1])]]), steep,
+                setting.recipe.train, start=0, steps=2,
+            )
+        )  # fmt: skip
 
 
 def test_what_is_frozen_stays() -> None:

@@ -45,6 +45,15 @@ def test_frames_behind_the_end_do_not_count() -> None:
     assert first.total == second.total
 
 
+def test_low_precision_is_compared_in_fp32() -> None:
+    predicted, target = random(2, 6, 8, seed=1).bfloat16(), random(2, 6, 8, seed=2).bfloat16()
+    mask = torch.ones(2, 6, dtype=torch.bool)
+    low = layerwise([predicted], [target], mask, layers=[4])
+    full = layerwise([predicted.float()], [target.float()], mask, layers=[4])
+    assert low.total.dtype == torch.float32
+    assert low.total == full.total
+
+
 def test_splitting_a_batch_changes_nothing() -> None:
     predicted, target = [random(4, 6, 8, seed=1)], [random(4, 6, 8, seed=2)]
     mask = torch.ones(4, 6, dtype=torch.bool)
@@ -70,3 +79,9 @@ def test_heads_keep_their_weights_under_the_original_names() -> None:
     hidden = random(2, 5, 8, seed=3)
     assert all(torch.equal(a, b) for a, b in zip(heads(hidden), other(hidden), strict=True))
     assert heads(hidden)[0].shape == (2, 5, 12)
+
+
+def test_heads_start_as_the_original_ones() -> None:
+    """Uniform within the inverse root of the width, as `nn.Linear` and s3prl's SplitLinear."""
+    for tensor in Heads(64, 64, 3).parameters():
+        assert 0.9 * 64**-0.5 < tensor.abs().max() <= 64**-0.5

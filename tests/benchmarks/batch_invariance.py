@@ -43,7 +43,7 @@ for index in rng.permutation(len(paths)):
         sound = load(paths[index])
     except Exception:  # the damaged ones are another test's business
         continue
-    if len(clips) < FILES and 400 <= len(sound) <= 12 * 16_000:
+    if len(clips) < FILES and 400 <= len(sound) <= 6 * 16_000:
         clips[paths[index]] = sound
 lengths = [len(clip) / 16_000 for clip in clips.values()]
 
