@@ -24,6 +24,7 @@ WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+PARTLY = "is only partly in the local cache"
 TIMEOUT = 4  # seconds to wait for the hub's first answer
 
 
@@ -74,11 +75,9 @@ def download(name: str) -> Path:
     """
     try:
         there = Path(snapshot_download(name, allow_patterns=FILES, local_files_only=True))
-        if (there / "config.json").is_file() and any(
-            (there / weights).exists() for weights in WEIGHTS
-        ):
+        if _whole(there):
             return there
-        state = "is only partly in the local cache"
+        state = PARTLY
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         state = "is not in the local cache"
     except HFValidationError as error:
@@ -86,7 +85,10 @@ def download(name: str) -> Path:
             f"`{name}` is not a hub id: {error}", f"--teacher {DEFAULT_TEACHER}"
         ) from error
     try:
-        return Path(snapshot_download(name, allow_patterns=FILES, etag_timeout=TIMEOUT))
+        there = Path(snapshot_download(name, allow_patterns=FILES, etag_timeout=TIMEOUT))
+        if state == PARTLY and not _whole(there):  # what the hub library returns when out of reach
+            raise LocalEntryNotFoundError("only partly there")
+        return there
     except GatedRepoError as error:
         raise DistilkitError(f"`{name}` asks for permission on the hub", "hf auth login") from error
     except RepositoryNotFoundError as error:
@@ -108,3 +110,7 @@ def default_model() -> str:
     """The student of the newest finished run under `./runs`, else DistilHuBERT on the hub."""
     newest = newest_run(Path("runs"), finished=True)
     return str(newest.folder / "student") if newest else DEFAULT_MODEL
+
+
+def _whole(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and any((folder / name).exists() for name in WEIGHTS)

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import quick
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor, AutoModel
 
+from distilkit import config, loop, teachers
 from distilkit import distill as distillation
-from distilkit import teachers
 from distilkit.distill import distill, prepare, train
 from distilkit.encoder import fingerprint
 from distilkit.errors import DistilkitError
@@ -45,6 +46,8 @@ def test_from_a_folder_to_a_student(speech: Path, teacher_folder: Path, tmp_path
     assert f"| loss | {valid[0]:.4f} | {valid[-1]:.4f} |" in card
     assert "None" not in card
     assert load_file(out / "heads.safetensors")["output_layer.2.weight"].shape == (3, 32, 32)
+    with safe_open(out / "heads.safetensors", "pt") as heads:
+        assert heads.metadata() == {"layers": "4,8,12"}
     windows = [
         json.loads(line)
         for line in gzip.decompress((out / "audio.jsonl.gz").read_bytes()).splitlines()
@@ -64,6 +67,71 @@ def test_equal_runs_are_equal_and_other_seeds_are_not(
         distill([speech], teacher=str(teacher_folder), out=tmp_path / name, recipe=quick(*changes))
     assert files(tmp_path / "a") == files(tmp_path / "b")
     assert files(tmp_path / "a") != files(tmp_path / "c")
+
+
+def test_the_last_step_is_validated(speech: Path, teacher_folder: Path, tmp_path: Path) -> None:
+    recipe = quick("train.steps=4", "train.validate_every=3")
+    distill([speech], teacher=str(teacher_folder), out=tmp_path / "run", recipe=recipe)
+    rows = Run(tmp_path / "run").rows("metrics.jsonl")
+    assert [row["step"] for row in rows if "valid" in row] == [3, 4]
+
+
+def test_what_is_assembled_follows_the_recipe(
+    speech: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    def assembled(*changes: str) -> distillation.Distiller:
+        job = prepare([speech], teacher=str(teacher_folder), out=tmp_path, recipe=quick(*changes))
+        return distillation.assemble(job, loop.accelerator("cpu", "fp32"))[0]
+
+    plain, again, other = assembled(), assembled(), assembled("train.seed=1")
+    assert torch.equal(plain.heads.inner.weight, again.heads.inner.weight)
+    assert not torch.equal(plain.heads.inner.weight, other.heads.inner.weight)
+    for value in (True, False):
+        recomputed = f"train.gradient_checkpointing={str(value).lower()}"
+        assert assembled(recomputed).model.is_activation_checkpointing is value
+    without = assembled("train.conv_gradient_scale=0", "student.dropout=0")
+    for distiller, still in ((plain, False), (without, True)):
+        sum(p.pow(2).sum() for p in distiller(torch.randn(1, 8_000), [8_000])).backward()  # type: ignore[union-attr]
+        convs = distiller.model.feature_extractor.conv_layers
+        assert all((c.conv.weight.grad.abs().max() == 0) == still for c in convs)
+
+
+def test_the_loss_has_the_weights_of_the_recipe() -> None:
+    settings = config.Objective(layers=[4], l1_weight=3.0, cosine_weight=0.5)
+    predicted, target = torch.randn(2, 1, 2, 6, 8)
+    mask = torch.ones(2, 6, dtype=torch.bool)
+    loss = distillation.objective(settings, predicted, target, mask)
+    assert loss.total == 3.0 * loss.parts["l1_4"] + 0.5 * loss.parts["cosine_4"]
+
+
+@pytest.mark.parametrize(("precision", "low"), [("fp32", False), ("bf16", True), ("fp16", False)])
+def test_the_teacher_is_never_in_fp16(precision: config.Precision, low: bool) -> None:
+    """Also inside the student's autocast; the norms of large teachers leave fp16's range."""
+    accelerator = loop.accelerator("cpu", "fp32")
+    with torch.autocast("cpu", torch.float16):
+        with distillation._teacher_precision(accelerator, precision):
+            assert torch.is_autocast_enabled("cpu") is low
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is (
+                torch.bfloat16 if low else torch.float32
+            )
+
+
+def test_the_teacher_runs_up_to_the_deepest_layer(
+    speech: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    recipe = quick("objective.layers=[2,5]", "train.steps=1")
+    job = prepare([speech], teacher=str(teacher_folder), out=tmp_path / "run", recipe=recipe)
+    list(train(job))
+    assert len(job.teacher.model.encoder.layers) == 5
+
+
+def test_a_run_is_held_by_one_process(speech: Path, teacher_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    steps = train(prepare([speech], teacher=str(teacher_folder), out=out, recipe=quick()))
+    next(steps)
+    with pytest.raises(DistilkitError, match="another process is working in"):
+        next(train(prepare([], out=out, resume=True)))
+    steps.close()
 
 
 @pytest.mark.parametrize("after", [1, 2, 5])
@@ -193,6 +261,7 @@ def test_the_teacher_does_not_change_and_has_no_dropout(
     list(train(job))
     assert fingerprint(job.teacher.model) == before
     assert not job.teacher.model.training
+    assert not any(p.requires_grad for p in job.teacher.model.parameters())
     assert all(p.grad is None for p in job.teacher.model.parameters())
 
 

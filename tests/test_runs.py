@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -105,11 +106,13 @@ def test_rewinding_forgets_later_and_half_written_lines(tmp_path: Path) -> None:
     run.create({"run.json": "{}"})
     for step in range(1, 6):
         run.append("metrics.jsonl", {"step": step, "loss": 0.1 * step})
+        run.append("speed.jsonl", {"step": step, "seconds": 0.1})
     whole = (run.folder / "metrics.jsonl").read_text()
     with (run.folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')
     run.rewind(4)
     assert (run.folder / "metrics.jsonl").read_text() == "".join(whole.splitlines(True)[:4])
+    assert [row["step"] for row in run.rows("speed.jsonl")] == [1, 2, 3, 4]
 
 
 def test_checkpoints(tmp_path: Path) -> None:
@@ -124,7 +127,13 @@ def test_checkpoints(tmp_path: Path) -> None:
     assert saved[0]["a"].tolist() == [10.0] * 3
     assert saved[1] == {"scale": 2.0, "step": 10}
     assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["step-00000010"]
-    tensors = run.folder / "checkpoints" / "step-00000010" / "tensors.safetensors"
+    newest = run.folder / "checkpoints" / "step-00000010"
+    shutil.copytree(newest, newest.with_name("step-00000005"))  # as after a kill between the two
+    (newest.with_name("step-00000005") / "state.json").write_text('{"step": 5}')
+    again = run.load_checkpoint()
+    assert again is not None
+    assert again[1]["step"] == 10
+    tensors = newest / "tensors.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:20])
     with pytest.raises(DistilkitError, match="is damaged") as caught:
         run.load_checkpoint()
@@ -143,6 +152,9 @@ def test_the_newest_run(tmp_path: Path) -> None:
     for age, name in enumerate(("new", "old")):
         Run(tmp_path / name).create({"run.json": json.dumps({})})
         os.utime(tmp_path / name / "run.json", (1e9 - age, 1e9 - age))
+    begun_last = newest_run(tmp_path, finished=False)
+    assert begun_last is not None
+    assert begun_last.folder.name == "new"
     (tmp_path / "old" / "student").mkdir()
     found, finished = newest_run(tmp_path, finished=False), newest_run(tmp_path, finished=True)
     assert found is not None

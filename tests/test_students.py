@@ -61,6 +61,13 @@ def test_a_student_starts_from_its_teacher(changes: dict[str, object]) -> None:
     assert teacher.model.config.num_hidden_layers == (4 if changes else 12)
 
 
+def test_the_embedding_of_masked_frames_is_not_trained() -> None:
+    """Nothing in distillation masks; a parameter without a gradient would stop several processes."""
+    student, _ = students.build(encoder(), config.Student())
+    frozen = [name for name, p in student.model.named_parameters() if not p.requires_grad]
+    assert frozen == ["masked_spec_embed"]
+
+
 def test_a_student_deeper_than_its_teacher_is_refused() -> None:
     with pytest.raises(DistilkitError, match="`student.layers` is 13, but the teacher has 12"):
         students.build(encoder(), config.Student(layers=13))
