@@ -108,7 +108,11 @@ def exact(model: HubertModel) -> HubertModel:
 
 
 def encode(
-    encoder: Encoder, wave_BS: Tensor, lengths: Sequence[int], layers: Sequence[int]
+    encoder: Encoder,
+    wave_BS: Tensor,
+    lengths: Sequence[int],
+    layers: Sequence[int],
+    hidden_BT: Tensor | None = None,
 ) -> list[Tensor]:
     """Hidden states of the chosen layers, one (B, T, D) each.
 
@@ -122,6 +126,7 @@ def encode(
         wave_BS: mono float samples at 16 kHz, padded behind each clip's end.
         lengths: samples of each clip, B numbers of at least `FRAME_SAMPLES`.
         layers: which layers, from 0 to the model's depth.
+        hidden_BT: frames that the transformer sees masked (True), where the model is to guess them.
     """
     model, depth = encoder.model, encoder.depth
     wave_BS = prepare(wave_BS, lengths, encoder.normalise)
@@ -146,7 +151,8 @@ def encode(
         ends = torch.tensor(lengths, device=wave_BS.device)
         mask_BS = (torch.arange(longest, device=wave_BS.device) < ends[:, None]).long()
     inner = sorted({layer for layer in layers if layer != depth})
-    output = model(wave_BS, attention_mask=mask_BS, output_hidden_states=inner or None)
+    given = {} if hidden_BT is None else {"mask_time_indices": hidden_BT}
+    output = model(wave_BS, attention_mask=mask_BS, output_hidden_states=inner or None, **given)
     return [
         output.last_hidden_state if layer == depth else output.hidden_states[layer]
         for layer in layers
