@@ -1,9 +1,10 @@
-"""A HubertModel made exact: what a clip gives does not depend on the clips it is batched with.
+"""An encoder made exact: what a clip gives does not depend on the clips it is batched with.
 
 Base models normalise their first convolution over the whole time axis, padding included
 (`feat_extract_norm="group"`); stock transformers therefore moves a padded clip's output by tens of
 percent, mask or no mask. Here that norm runs over each clip's own frames, and the attention mask
-does the rest, so a padded clip equals the clip alone.
+does the rest, so a padded clip equals the clip alone. data2vec's positional convolutions get the
+same care. The models are those of transformers: HuBERT, wav2vec 2.0, WavLM and data2vec-audio.
 
 Letters in names: B clips in a batch, S samples, T frames, L layers, C channels, D width.
 """
@@ -19,10 +20,31 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import batch_norm, group_norm, pad
-from transformers import HubertModel
+from torch.nn.functional import batch_norm, group_norm, linear, pad, scaled_dot_product_attention
+from transformers import (
+    Data2VecAudioModel,
+    HubertModel,
+    PreTrainedConfig,
+    Wav2Vec2Model,
+    WavLMModel,
+)
+from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
 from distilkit.audio import frames
+
+Model = HubertModel | Wav2Vec2Model | WavLMModel | Data2VecAudioModel
+MODELS: dict[str, type[Model]] = {
+    "hubert": HubertModel,
+    "wav2vec2": Wav2Vec2Model,
+    "wavlm": WavLMModel,
+    "data2vec-audio": Data2VecAudioModel,
+}
+FAMILIES = {
+    "hubert": "HuBERT",
+    "wav2vec2": "wav2vec 2.0",
+    "wavlm": "WavLM",
+    "data2vec-audio": "data2vec-audio",
+}  # by `model_type`, as users know them
 
 
 class PaddedGroupNorm(nn.GroupNorm):
@@ -65,17 +87,61 @@ class FixedBatchNorm(nn.BatchNorm1d):
         normed = batch_norm(
             input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
         )
-        if self.lengths is None:
-            return normed
-        ends = torch.tensor(self.lengths, device=input.device)
-        return normed * (torch.arange(input.shape[-1], device=input.device) < ends[:, None, None])
+        return normed if self.lengths is None else _silenced(normed, self.lengths)
+
+
+class EndedConv(nn.Conv1d):
+    """One of data2vec's positional convolutions, which sees silence behind each clip's end.
+
+    There are several in a row. What each leaves behind the end would leak into the next one; a clip
+    alone has nothing there but the zeros that a convolution pads with.
+    """
+
+    lengths: list[int] | None = None  # frames of each clip; None where nothing is padded
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve (B, C, T), frames behind each clip's end taken as 0."""
+        return super().forward(input if self.lengths is None else _silenced(input, self.lengths))
+
+
+def _silenced(input: Tensor, lengths: list[int]) -> Tensor:
+    """(B, C, T) with 0 in the frames behind each clip's end."""
+    ends = torch.tensor(lengths, device=input.device)
+    inside = torch.arange(input.shape[-1], device=input.device) < ends[:, None, None]
+    return input * inside
+
+
+class LeanAttention(WavLMAttention):  # type: ignore[misc]
+    """WavLM's attention through one fused call: equal numbers, and no matrix of weights kept.
+
+    The stock one hands torch a mask and a bias of different types, which torch warns about and will
+    drop; there, attention to frames behind a clip's end is masked in the same way.
+    """
+
+    def torch_multi_head_self_attention(
+        self, hidden_states: Tensor, attention_mask: Tensor | None, gated_position_bias: Tensor
+    ) -> tuple[Tensor, None]:
+        """Attend from (B, T, D) to itself, with a bias (B * heads, T, T) and a mask (B, T)."""
+        count, width, _ = hidden_states.shape
+        bias = gated_position_bias.view(count, self.num_heads, width, width)
+        if attention_mask is not None:
+            bias = bias.masked_fill(~attention_mask.bool()[:, None, None], float("-inf"))
+        query, key, value = (
+            linear(hidden_states, part.weight, part.bias)
+            .view(count, width, self.num_heads, self.head_dim)
+            .transpose(1, 2)
+            for part in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        dropout = self.dropout if self.training else 0.0
+        mixed = scaled_dot_product_attention(query, key, value, bias.to(query.dtype), dropout)
+        return self.out_proj(mixed.transpose(1, 2).reshape(count, width, self.embed_dim)), None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
     """A model, and whether it wants its waveform brought to zero mean and unit variance."""
 
-    model: HubertModel
+    model: Model
     normalise: bool  # `do_normalize` of the checkpoint's preprocessor
 
     @property
@@ -89,22 +155,33 @@ class Encoder:
         return int(self.model.config.hidden_size)
 
 
-def exact(model: HubertModel) -> HubertModel:
+def exact(model: Model) -> Model:
     """Make a model padding-proof, in place, and return it; its state dict is unchanged."""
     first = model.feature_extractor.conv_layers[0]
-    if model.config.feat_extract_norm == "group" and not isinstance(
-        first.layer_norm, PaddedGroupNorm
-    ):
+    if front_norm(model.config) == "group" and not isinstance(first.layer_norm, PaddedGroupNorm):
         old = first.layer_norm
         new = PaddedGroupNorm(old.num_groups, old.num_channels, old.eps, old.affine)
         new.weight, new.bias = old.weight, old.bias
         first.layer_norm = new
     position = model.encoder.pos_conv_embed
-    if model.config.conv_pos_batch_norm and not isinstance(position.batch_norm, FixedBatchNorm):
+    if getattr(model.config, "conv_pos_batch_norm", False) and not isinstance(
+        position.batch_norm, FixedBatchNorm
+    ):
         fixed = FixedBatchNorm(position.batch_norm.num_features, position.batch_norm.eps)
         fixed.load_state_dict(position.batch_norm.state_dict(), assign=True)
         position.batch_norm = fixed
+    if model.config.model_type == "data2vec-audio":
+        for layer in position.layers:
+            layer.conv.__class__ = EndedConv  # a Conv1d that looks at `lengths` first
+    if model.config.model_type == "wavlm":
+        for layer in model.encoder.layers:
+            layer.attention.__class__ = LeanAttention
     return model
+
+
+def front_norm(shape: PreTrainedConfig) -> str:
+    """The norm of a model's conv front end, `group` or `layer`; data2vec has the latter only."""
+    return str(getattr(shape, "feat_extract_norm", "layer"))
 
 
 def encode(
@@ -132,20 +209,7 @@ def encode(
     wave_BS = prepare(wave_BS, lengths, encoder.normalise)
     longest = wave_BS.shape[1]
     padded = any(frames(length) != frames(longest) for length in lengths)
-    norm = (
-        model.feature_extractor.conv_layers[0].layer_norm
-        if model.config.feat_extract_norm == "group"
-        else None
-    )
-    if norm is not None:
-        assert isinstance(norm, PaddedGroupNorm), "the model was not made exact"
-        kernel, stride = model.config.conv_kernel[0], model.config.conv_stride[0]
-        equal = all(length == longest for length in lengths)
-        norm.lengths = None if equal else [(n - kernel) // stride + 1 for n in lengths]
-    if model.config.conv_pos_batch_norm:
-        fixed = model.encoder.pos_conv_embed.batch_norm
-        assert isinstance(fixed, FixedBatchNorm), "the model was not made exact"
-        fixed.lengths = [frames(n) for n in lengths] if padded else None
+    _tell_lengths(model, lengths, longest, padded)
     mask_BS = None
     if padded:
         ends = torch.tensor(lengths, device=wave_BS.device)
@@ -157,6 +221,25 @@ def encode(
         output.last_hidden_state if layer == depth else output.hidden_states[layer]
         for layer in layers
     ]
+
+
+def _tell_lengths(model: Model, lengths: Sequence[int], longest: int, padded: bool) -> None:
+    """Tell the modules that have to know it where each clip ends; `lengths` in samples."""
+    if front_norm(model.config) == "group":
+        norm = model.feature_extractor.conv_layers[0].layer_norm
+        assert isinstance(norm, PaddedGroupNorm), "the model was not made exact"
+        kernel, stride = model.config.conv_kernel[0], model.config.conv_stride[0]
+        equal = all(length == longest for length in lengths)
+        norm.lengths = None if equal else [(n - kernel) // stride + 1 for n in lengths]
+    position = model.encoder.pos_conv_embed
+    told: list[nn.Module] = []
+    if getattr(model.config, "conv_pos_batch_norm", False):
+        told = [position.batch_norm]
+    elif model.config.model_type == "data2vec-audio":
+        told = [layer.conv for layer in position.layers]
+    for module in told:
+        assert isinstance(module, FixedBatchNorm | EndedConv), "the model was not made exact"
+        module.lengths = [frames(n) for n in lengths] if padded else None
 
 
 def prepare(wave_BS: Tensor, lengths: Sequence[int], normalise: bool) -> Tensor:
@@ -189,7 +272,7 @@ def truncate(encoder: Encoder, deepest: int) -> None:
         encoder.model.encoder.layers = encoder.model.encoder.layers[:deepest]
 
 
-def scale_conv_gradients(model: HubertModel, factor: float) -> None:
+def scale_conv_gradients(model: Model, factor: float) -> None:
     """Scale the gradient that enters the conv front end by `factor`, in place.
 
     Source: `feature_grad_mult` of fairseq's wav2vec 2.0 and s3prl's distiller.
