@@ -154,6 +154,12 @@ def stream(
         yield [next(batches) for _ in schedule.step(number)]
 
 
+def whole(cuts: Sequence[MonoCut], micro_seconds: float) -> Iterator[Batch]:
+    """All windows once, as micro-batches of similar lengths."""
+    for chosen in in_order([cut.num_samples for cut in cuts], micro_seconds):
+        yield load([cuts[index] for index in chosen])
+
+
 def load(cuts: Sequence[MonoCut]) -> Batch:
     """Read windows into a micro-batch.
 

@@ -15,8 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from distilkit.errors import DistilkitError, did_you_mean
 
 Auto = Literal["auto"]
-Architecture = Literal["paper"]
-ObjectiveName = Literal["layerwise"]
+Architecture = Literal["paper", "paper-ln", "deep-thin", "thin-conv", "hubert"]
+Start = Literal["teacher", "random"]
+ObjectiveName = Literal["layerwise", "units"]
+Preset = Literal["all-round", "content", "speaker"]
+Features = Literal["layers", "mfcc"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Device = Literal["cpu", "cuda", "mps"]
 EmbeddingFormat = Literal["npy", "npz", "safetensors", "parquet"]
@@ -59,14 +62,48 @@ class Data(Section):
 
 
 class Student(Section):
-    """What is trained."""
+    """What is trained. Numbers that are `auto` follow from the architecture and the teacher."""
 
     architecture: Annotated[
         Architecture, Field(description="Which student; `paper` is the published DistilHuBERT.")
     ] = "paper"
     layers: Annotated[
-        int, Field(ge=1, le=48, description="Transformer layers, copied from the teacher's first.")
-    ] = 2
+        Annotated[int, Field(ge=1, le=48)] | Auto,
+        Field(description="Transformer layers; `auto` is the architecture's number."),
+    ] = "auto"
+    width: Annotated[
+        Annotated[int, Field(ge=16, le=2048)] | Auto,
+        Field(
+            description="Size of a frame's vector; `auto` is the architecture's, else the teacher's."
+        ),
+    ] = "auto"
+    heads: Annotated[
+        Annotated[int, Field(ge=1, le=64)] | Auto,
+        Field(description="Attention heads; `auto` keeps the width of the teacher's heads."),
+    ] = "auto"
+    feed_forward: Annotated[
+        Annotated[int, Field(ge=16, le=8192)] | Auto,
+        Field(description="Width inside a layer's feed-forward part; `auto` keeps the ratio."),
+    ] = "auto"
+    conv_widths: Annotated[
+        list[Annotated[int, Field(ge=8, le=1024)]] | Auto,
+        Field(description="Channels of the seven convolutions of the front end."),
+    ] = "auto"
+    position_frames: Annotated[
+        Annotated[int, Field(ge=2, le=512)] | Auto,
+        Field(description="Frames that the positional convolution spans."),
+    ] = "auto"
+    start: Annotated[
+        Start,
+        Field(description="`teacher` copies every weight that fits, `random` copies none."),
+    ] = "teacher"
+    start_layers: Annotated[
+        list[Annotated[int, Field(ge=1, le=48)]] | Auto,
+        Field(
+            description="Teacher layers that the student's layers start from, in order; `auto` is "
+            "the first ones."
+        ),
+    ] = "auto"
     dropout: Annotated[
         float,
         Field(ge=0.0, lt=1.0, description="Dropout of hidden states, attention, activations."),
@@ -76,24 +113,115 @@ class Student(Section):
 class Objective(Section):
     """What the student predicts."""
 
-    name: Annotated[ObjectiveName, Field(description="Which objective.")] = "layerwise"
+    name: Annotated[
+        ObjectiveName,
+        Field(description="`layerwise` predicts hidden states, `units` their clusters."),
+    ] = "layerwise"
     layers: Annotated[
-        list[int],
+        Annotated[list[Annotated[int, Field(ge=0, le=48)]], Field(min_length=1)] | Preset,
         Field(
-            min_length=1, description="Teacher layers to predict, one head each; 0 is the input."
+            description="Teacher layers to predict, one head each; 0 is the input. A preset is "
+            "scaled to the teacher's depth: `all-round` is 4, 8, 12 of 12, `content` 8, `speaker` 4."
         ),
-    ] = [4, 8, 12]
+    ] = "all-round"
+    student_layers: Annotated[
+        Annotated[list[Annotated[int, Field(ge=0, le=48)]], Field(min_length=1)] | Auto,
+        Field(
+            description="Student layers that predict them, one for each (layer to layer, deep "
+            "supervision); `auto` predicts all from the last."
+        ),
+    ] = "auto"
     l1_weight: Annotated[float, Field(ge=0.0, description="Weight of the mean L1 distance.")] = 1.0
-    cosine_weight: Annotated[
-        float, Field(ge=0.0, description="Weight of the log-sigmoid cosine term.")
+    l2_weight: Annotated[
+        float, Field(ge=0.0, description="Weight of the mean squared distance.")
+    ] = 0.0
+    cosine_weight: Annotated[float, Field(ge=0.0, description="Weight of the cosine term.")] = 1.0
+    cosine: Annotated[
+        Literal["log-sigmoid", "raw"],
+        Field(description="The cosine term: -log sigmoid(cos) as in the paper, or 1 - cos."),
+    ] = "log-sigmoid"
+    features: Annotated[
+        Features,
+        Field(description="`units`: clusters of the teacher's layers, or of MFCC (no teacher)."),
+    ] = "layers"
+    clusters: Annotated[
+        int, Field(ge=2, le=20_000, description="`units`: clusters, for each predicted layer.")
+    ] = 100
+    cluster_minutes: Annotated[
+        float,
+        Field(gt=0.0, description="`units`: minutes of audio that the clusters are found on."),
+    ] = 60.0
+    codebook: Annotated[
+        str,
+        Field(description="`units`: a codebook of `distilkit units`; empty finds one beforehand."),
+    ] = ""
+    mask_probability: Annotated[
+        float,
+        Field(
+            ge=0.0,
+            le=1.0,
+            description="Frames that the student must guess: spans times length, as a share of the "
+            "clip; spans overlap, so 0.8 hides about half. 0 hides none.",
+        ),
+    ] = 0.0
+    mask_frames: Annotated[
+        int, Field(ge=1, le=100, description="Frames in a masked span (20 ms each).")
+    ] = 10
+    visible_weight: Annotated[
+        float,
+        Field(ge=0.0, le=1.0, description="Weight of frames that are not masked, beside 1."),
     ] = 1.0
 
     @model_validator(mode="after")
-    def _layers_once(self) -> "Objective":
-        if len(set(self.layers)) != len(self.layers) or min(self.layers) < 0:
+    def _makes_sense(self) -> "Objective":
+        if isinstance(self.layers, list) and len(set(self.layers)) != len(self.layers):
             raise ValueError("layers must be different whole numbers from 0 up")
-        if self.l1_weight == self.cosine_weight == 0:
-            raise ValueError("l1_weight and cosine_weight are both 0: nothing to learn")
+        if self.name == "layerwise" and not (
+            self.l1_weight or self.l2_weight or self.cosine_weight
+        ):
+            raise ValueError("l1_weight, l2_weight and cosine_weight are all 0: nothing to learn")
+        if self.name == "layerwise" and self.features == "mfcc":
+            raise ValueError("features `mfcc` belong to the objective `units`")
+        if not self.visible_weight and not self.mask_probability:
+            raise ValueError("visible_weight and mask_probability are both 0: nothing to learn")
+        return self
+
+
+class Noise(Section):
+    """How the student's audio is disturbed while the teacher hears it as it is."""
+
+    probability: Annotated[
+        float, Field(ge=0.0, le=1.0, description="Share of clips that are disturbed; 0 is off.")
+    ] = 0.0
+    snr: Annotated[
+        list[float],
+        Field(min_length=2, max_length=2, description="dB; range of the signal-to-noise ratio."),
+    ] = [0.0, 20.0]
+    folder: Annotated[
+        str,
+        Field(description="A folder of noise recordings; empty makes coloured noise and babble."),
+    ] = ""
+    reverberation: Annotated[
+        float, Field(ge=0.0, le=1.0, description="Share of disturbed clips put into a room.")
+    ] = 0.3
+    band: Annotated[
+        float, Field(ge=0.0, le=1.0, description="Share of disturbed clips that lose a band.")
+    ] = 0.3
+    gain: Annotated[
+        list[float],
+        Field(min_length=2, max_length=2, description="dB; range of the change of level."),
+    ] = [-15.0, 5.0]
+    voice: Annotated[
+        float,
+        Field(
+            ge=0.0, le=1.0, description="Share of disturbed clips with pitch and formants moved."
+        ),
+    ] = 0.0
+
+    @model_validator(mode="after")
+    def _ranges(self) -> "Noise":
+        if self.snr[0] > self.snr[1] or self.gain[0] > self.gain[1]:
+            raise ValueError("snr and gain are ranges, from the lower number to the higher")
         return self
 
 
@@ -175,6 +303,7 @@ class Recipe(Section):
     data: Data = Data()
     student: Student = Student()
     objective: Objective = Objective()
+    noise: Noise = Noise()
     batches: Batches = Batches()
     train: Train = Train()
 

@@ -15,24 +15,33 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from lhotse import MonoCut
-from torch import Tensor, nn
+from torch import nn
 
-from distilkit import __version__, batches, config, data, loop, plan, report, students, teachers
-from distilkit.encoder import (
-    Encoder,
-    encode,
-    fingerprint,
-    frame_mask,
-    scale_conv_gradients,
+from distilkit import (
+    __version__,
+    assembly,
+    batches,
+    codebooks,
+    config,
+    data,
+    loop,
+    plan,
+    report,
+    students,
+    teachers,
 )
+from distilkit.assembly import Distiller, Existing
+from distilkit.encoder import Encoder, fingerprint
 from distilkit.errors import DistilkitError
 from distilkit.hub import DEFAULT_TEACHER
-from distilkit.objectives import OBJECTIVES, Heads, Loss
+from distilkit.noise import recordings
+from distilkit.objectives import Loss
 from distilkit.runs import Run, free_folder, newest_run, replacing
-from distilkit.targets import LiveTargets
+from distilkit.targets import Targets
 from distilkit.teachers import Checkpoint
 
 DEFAULT_RECIPE = "personal"
+NO_TEACHER = "none"
 PACKAGES = ("torch", "transformers", "accelerate", "lhotse", "soundfile", "soxr", "numpy")
 
 
@@ -42,8 +51,9 @@ class Job:
 
     run: Run
     recipe: config.Recipe
-    teacher: Encoder
-    checkpoint: Checkpoint
+    teacher: Encoder | None  # None where there is none, as for units of MFCC
+    checkpoint: Checkpoint | None
+    existing: Existing | None  # a student to go on with
     train: list[MonoCut]
     valid: list[MonoCut]
     plan: plan.Plan
@@ -52,25 +62,11 @@ class Job:
     collection: data.Collection | None  # None when resumed
 
 
-class Distiller(nn.Module):
-    """Student and heads: what is trained."""
-
-    def __init__(self, student: Encoder, heads: Heads) -> None:
-        super().__init__()
-        self.model, self.heads = student.model, heads
-        self.student = student
-
-    def forward(self, wave_BS: Tensor, lengths: Sequence[int]) -> list[Tensor]:
-        """Predictions of the teacher's layers, one (B, T, D) each."""
-        (last_BTD,) = encode(self.student, wave_BS, lengths, [self.student.depth])
-        predictions: list[Tensor] = self.heads(last_BTD)
-        return predictions
-
-
 def prepare(
     audio: Sequence[str | Path],
     *,
     teacher: str = DEFAULT_TEACHER,
+    student: str | None = None,
     out: Path | None = None,
     recipe: config.Recipe | None = None,
     resume: bool = False,
@@ -80,7 +76,8 @@ def prepare(
 
     Args:
         audio: folders, files or lhotse manifests; may be empty when resuming.
-        teacher: a Hugging Face folder, a run, or a hub id.
+        teacher: whatever `teachers.load` takes, or `none` for an objective that needs none.
+        student: an existing student to go on with, in place of a new one.
         out: the run folder; `runs/NAME` when None.
         recipe: settings; the built-in `personal` when None, a resumed run's own when resuming.
         resume: go on with the run in `out` (the newest run when None), if there is one.
@@ -96,9 +93,15 @@ def prepare(
     if not audio:
         raise DistilkitError(f"`{run.folder}` holds no run to resume", "distilkit distill AUDIO")
     run.check_free()
-    checked = _with_teacher(teacher, settings)
+    encoder, checkpoint = (None, None) if teacher == NO_TEACHER else teachers.load(teacher)
+    settings = assembly.resolve(settings, encoder.depth if encoder else None)
+    assembly.check(settings, encoder, teacher)
+    existing, began = _existing(student) if student else (None, None)
+    distiller, begins = assembly.build(encoder, settings, existing)  # refuses what does not fit
+    if settings.objective.codebook:
+        _given_codebook(settings.objective, encoder)
     collection = data.collect(audio, settings.data, seed=settings.train.seed, track=track)
-    decided = plan.decide(settings, checked[0], collection.train)
+    decided = plan.decide(settings, distiller.student, encoder, collection.train)
     facts = {
         "kind": "distill",
         "distilkit": __version__,
@@ -107,14 +110,14 @@ def prepare(
         "train_seconds": round(collection.train_seconds, 3),
         "valid_seconds": round(collection.valid_seconds, 3),
         "skipped": dict(collection.reasons()),
-        "teacher": {
-            "name": teacher,
-            "source": checked[1].source,
-            "format": checked[1].format,
-            "parameters": students.parameters(checked[1].model),
-            "layers": checked[0].depth,
-            "fingerprint": fingerprint(checked[1].model),
-            "notes": list(checked[1].notes),
+        "teacher": _facts(teacher, encoder, checkpoint),
+        "student": {
+            "from": began,
+            "begins": begins.text,
+            "layers": distiller.student.depth,
+            "parameters": students.parameters(distiller.student.model),
+            "normalise": distiller.student.normalise,
+            "config": distiller.student.model.config.to_diff_dict() if existing else None,
         },
         "plan": asdict(decided),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -122,8 +125,9 @@ def prepare(
     return Job(
         run=run,
         recipe=settings,
-        teacher=checked[0],
-        checkpoint=checked[1],
+        teacher=encoder,
+        checkpoint=checkpoint,
+        existing=existing,
         train=collection.train,
         valid=collection.valid,
         plan=decided,
@@ -158,7 +162,7 @@ def train(job: Job, stop: Callable[[], bool] = lambda: False) -> Iterator[loop.S
             }
         )
     with run.locked() if first else nullcontext():
-        distiller, loss_of = assemble(job, accelerator)
+        distiller, loss_of = assemble(job, accelerator, run.folder / "codebook.safetensors")
         module, optimizer = accelerator.prepare(distiller, loop.optimizer(distiller, recipe.train))
         saved = run.load_checkpoint() if job.resumed else None
         start = 0
@@ -225,54 +229,32 @@ def distill(audio: Sequence[str | Path], **options: Any) -> Path:
     return job.run.folder / "student"
 
 
-def build(teacher: Encoder, recipe: config.Recipe) -> tuple[Encoder, Heads]:
-    """A student that starts from its teacher, and fresh heads for the layers it predicts.
-
-    Raises:
-        DistilkitError: the teacher has no such layers, or fewer layers than the student.
-    """
-    student, _ = students.build(teacher, recipe.student)
-    scale_conv_gradients(student.model, recipe.train.conv_gradient_scale)
-    return student, Heads(student.width, teacher.width, len(recipe.objective.layers))
-
-
 def assemble(
-    job: Job, accelerator: Accelerator
+    job: Job, accelerator: Accelerator, keep: Path | None = None
 ) -> tuple[Distiller, Callable[[nn.Module, batches.Batch], Loss]]:
-    """What is trained, and the loss of a micro-batch: the parts of a run, put together."""
-    loop.seed_step(job.recipe.train.seed, 0)
-    student, heads = build(job.teacher, job.recipe)
+    """What is trained, and the loss of a micro-batch: the parts of a run, put together.
+
+    Args:
+        job: from `prepare`.
+        accelerator: where it is to run.
+        keep: where the run's codebook lies, or is written once it is found.
+    """
+    recipe = job.recipe
+    loop.seed_step(recipe.train.seed, 0)
+    distiller, _ = assembly.build(job.teacher, recipe, job.existing)
     if job.plan.gradient_checkpointing:
-        student.model.activation_checkpointing_enable()
-    arithmetic = _teacher_precision(accelerator, job.plan.precision)
-    teach = LiveTargets(job.teacher, job.recipe.objective.layers, arithmetic)
-    job.teacher.model.to(accelerator.device)
-
-    def loss_of(module: nn.Module, batch: batches.Batch) -> Loss:
-        wave_BS = batch.wave_BS.to(accelerator.device)
-        target = teach(wave_BS, batch.lengths)
-        predicted = module(wave_BS, batch.lengths)
-        mask_BT = frame_mask(batch.lengths, predicted[0].shape[1], accelerator.device)
-        return objective(job.recipe.objective, predicted, target, mask_BT)
-
-    return Distiller(student, heads), loss_of
-
-
-def objective(
-    settings: config.Objective,
-    predicted: Sequence[Tensor],
-    target: Sequence[Tensor],
-    mask_BT: Tensor,
-) -> Loss:
-    """The recipe's loss of one micro-batch."""
-    return OBJECTIVES[settings.name](
-        predicted,
-        target,
-        mask_BT,
-        layers=settings.layers,
-        l1_weight=settings.l1_weight,
-        cosine_weight=settings.cosine_weight,
+        distiller.model.activation_checkpointing_enable()
+    if job.teacher is not None:
+        job.teacher.model.to(accelerator.device)
+    seen = assembly.features(
+        job.teacher, recipe.objective, _teacher_precision(accelerator, job.plan.precision)
     )
+    codebook = None
+    if recipe.objective.name == "units":
+        codebook = _codebook(job, accelerator, seen, keep)
+    noises = recordings(recipe.noise.folder) if recipe.noise.probability else lambda _: None
+    loss_of = assembly.loss_function(recipe, seen, codebook, noises, accelerator.device)
+    return distiller, loss_of
 
 
 def measure(job: Job, steps: int = 3) -> plan.Measured:
@@ -298,25 +280,103 @@ def measure(job: Job, steps: int = 3) -> plan.Measured:
 
 def disk_bytes(job: Job) -> int:
     """Bytes that the run will write."""
-    student, heads = build(job.teacher, job.recipe)
-    size = students.parameters(student.model)
-    return plan.disk(size, size + sum(p.numel() for p in heads.parameters()))
+    distiller, _ = assembly.build(job.teacher, job.recipe, job.existing)
+    size = students.parameters(distiller.student.model)
+    return plan.disk(size, size + sum(p.numel() for p in distiller.heads.parameters()))
 
 
-def _with_teacher(name: str, settings: config.Recipe) -> tuple[Encoder, Checkpoint]:
-    teacher, checkpoint = teachers.load(name)
-    deepest = max(settings.objective.layers)
-    if deepest > teacher.depth:
-        fitting = [layer for layer in settings.objective.layers if layer <= teacher.depth] or [
-            teacher.depth
-        ]
+def _facts(
+    name: str, teacher: Encoder | None, checkpoint: Checkpoint | None
+) -> dict[str, Any] | None:
+    """What run.json says of the teacher."""
+    if teacher is None or checkpoint is None:
+        return None
+    return {
+        "name": name,
+        "source": checkpoint.source,
+        "format": checkpoint.format,
+        "parameters": students.parameters(checkpoint.model),
+        "layers": teacher.depth,
+        "fingerprint": fingerprint(checkpoint.model),
+        "notes": list(checkpoint.notes),
+    }
+
+
+def _existing(name: str) -> tuple[Existing, dict[str, Any]]:
+    """A student to go on with, and what run.json says of where it came from."""
+    student, checkpoint = teachers.load(name)
+    if checkpoint.model.config.model_type != "hubert":
         raise DistilkitError(
-            f"`objective.layers` asks for layer {deepest}, but the teacher `{name}` has {teacher.depth}",
-            f"--set objective.layers=[{','.join(map(str, fitting))}]",
+            f"`--student {name}` is a `{checkpoint.model.config.model_type}` model; students are `hubert`",
+            f"--teacher {name} distils from it",
         )
-    if settings.student.layers > teacher.depth:
-        students.build(teacher, settings.student)  # raises
-    return teacher, checkpoint
+    existing = Existing(student=student, heads=checkpoint.heads, head_layers=checkpoint.head_layers)
+    return existing, {"name": name, "fingerprint": fingerprint(checkpoint.model)}
+
+
+def _layers(settings: config.Objective) -> list[int]:
+    """The teacher layers that are predicted; none for MFCC."""
+    if settings.features == "mfcc":
+        return []
+    assert isinstance(settings.layers, list), "presets are resolved beforehand"
+    return settings.layers
+
+
+def _given_codebook(settings: config.Objective, teacher: Encoder | None) -> codebooks.Codebook:
+    """The codebook that the recipe names.
+
+    Raises:
+        DistilkitError: it belongs to other features, layers, or another model.
+    """
+    codebook = codebooks.load(Path(settings.codebook))
+    wanted = _layers(settings)
+    sizes = {len(centres) for centres in codebook.centres}
+    of_it = teacher is None or codebook.model in ("", fingerprint(teacher.model))
+    if codebook.features != settings.features or list(codebook.layers) != wanted or not of_it:
+        raise DistilkitError(
+            f"the codebook `{settings.codebook}` is of {codebook.features} {list(codebook.layers)}"
+            + ("" if of_it else " of another model")
+            + f", the recipe asks for {settings.features} {wanted}",
+            "distilkit units AUDIO --out DIR makes one that fits",
+        )
+    if sizes != {settings.clusters}:
+        raise DistilkitError(
+            f"the codebook `{settings.codebook}` has {max(sizes)} units, the recipe {settings.clusters}",
+            f"--set objective.clusters={max(sizes)}",
+        )
+    return codebook
+
+
+def _codebook(
+    job: Job, accelerator: Accelerator, seen: Targets, keep: Path | None
+) -> codebooks.Codebook:
+    """The units of a run: the recipe's codebook, else found on the training audio and kept."""
+    settings, seed = job.recipe.objective, job.recipe.train.seed
+    if keep is not None and keep.is_file():
+        return codebooks.load(keep)
+    if settings.codebook:
+        found = _given_codebook(settings, job.teacher)
+    else:
+        chosen = data.some(job.train, settings.cluster_minutes * 60, seed)
+        micro = job.plan.micro_seconds
+        found = codebooks.find(
+            (
+                (seen(batch.wave_BS.to(accelerator.device), batch.lengths), batch.lengths)
+                for batch in batches.whole(chosen, micro)
+            ),
+            settings.clusters,
+            features=settings.features,
+            layers=_layers(settings),
+            seed=seed,
+            model=job.facts["teacher"]["fingerprint"] if job.facts["teacher"] else "",
+        )
+    if keep is not None:
+        if accelerator.is_main_process:
+            with replacing(keep) as beside:
+                codebooks.save(found, beside)
+        accelerator.wait_for_everyone()
+        return codebooks.load(keep)
+    return found
 
 
 def _run_for(audio: Sequence[str | Path], out: Path | None, resume: bool) -> Run:
@@ -341,15 +401,21 @@ def _reopen(run: Run) -> Job:
             f"`{run.folder}` is finished: its student is in `{run.folder / 'student'}`",
             "distilkit distill AUDIO --out DIR for another run",
         )
-    source = facts["teacher"]["source"]
-    if not Path(source).exists():
-        source = facts["teacher"]["name"]
-    teacher, checkpoint = _with_teacher(source, settings)
-    if fingerprint(checkpoint.model) != facts["teacher"]["fingerprint"]:
-        raise DistilkitError(
-            f"the teacher `{facts['teacher']['name']}` is not the one that `{run.folder}` began with",
-            "put the old one back, or start a new run with another --out",
-        )
+    teacher, checkpoint = None, None
+    if facts["teacher"] is not None:
+        source = facts["teacher"]["source"]
+        if not Path(source).exists():
+            source = facts["teacher"]["name"]
+        teacher, checkpoint = teachers.load(source)
+        if fingerprint(checkpoint.model) != facts["teacher"]["fingerprint"]:
+            raise DistilkitError(
+                f"the teacher `{facts['teacher']['name']}` is not the one that `{run.folder}` began with",
+                "put the old one back, or start a new run with another --out",
+            )
+    began = facts["student"]
+    existing = None
+    if began["config"] is not None:  # its weights are in the checkpoint
+        existing = Existing(student=assembly.from_config(began["config"], began["normalise"]))
     windows, valid = data.load_windows(run.folder / "audio.jsonl.gz")
     kept = dict(facts["plan"])
     plan.device(config.Train(device=kept["device"]))  # an error where that device is gone
@@ -359,6 +425,7 @@ def _reopen(run: Run) -> Job:
         recipe=settings,
         teacher=teacher,
         checkpoint=checkpoint,
+        existing=existing,
         train=windows,
         valid=valid,
         plan=plan.Plan(**kept),
@@ -404,10 +471,11 @@ def _finish(job: Job, distiller: Distiller) -> None:
     with replacing(job.run.folder / "heads.safetensors") as beside:
         named = {
             name: value.detach().float().cpu().contiguous()
-            for name, value in distiller.heads.named().items()
+            for name, value in distiller.heads.named().items()  # type: ignore[operator]
         }
-        layers = ",".join(str(layer) for layer in job.recipe.objective.layers)
-        beside.write_bytes(save(named, metadata={"layers": layers}))
+        objective = job.recipe.objective
+        about = {"layers": ",".join(map(str, _layers(objective))), "objective": objective.name}
+        beside.write_bytes(save(named, metadata=about))
     card = report.card(
         facts=job.facts,
         recipe=job.recipe,

@@ -19,7 +19,7 @@ from lhotse import MonoCut
 from torch import Tensor, nn
 
 from distilkit import config
-from distilkit.batches import Batch, in_order, load
+from distilkit.batches import Batch, whole
 from distilkit.errors import DistilkitError
 from distilkit.objectives import Loss
 
@@ -175,10 +175,9 @@ def validate(
     module.eval()
     sums: dict[str, float] = {}
     count = 0
-    lengths = [cut.num_samples for cut in windows]
     with torch.no_grad():
-        for chosen in in_order(lengths, micro_seconds):
-            batch = load([windows[index] for index in chosen])
+        for number, batch in enumerate(whole(windows, micro_seconds)):
+            seed_step(0, number)  # the same frames are masked each time
             with accelerator.autocast():
                 loss = loss_of(accelerator.unwrap_model(module), batch)
             for name, value in {"loss": loss.total, **loss.parts}.items():

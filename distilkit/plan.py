@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import torch
 from lhotse import MonoCut
+from transformers import HubertConfig
 
 from distilkit import config
 from distilkit.audio import FRAME_RATE, SAMPLE_RATE
@@ -125,28 +126,37 @@ def memory(where: str) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def bytes_per_second(teacher: Encoder, layers: int, arithmetic: config.Precision) -> float:
-    """Memory that one second of audio takes in a training step, estimated from the shapes.
+def bytes_per_second(shape: HubertConfig, arithmetic: config.Precision) -> float:
+    """Memory that one second of audio takes in a training step, estimated from the student's shape.
 
     The conv front end dominates: each of its outputs is kept, behind its norm and its GELU too.
     """
-    shape = teacher.model.config
     size, rate, front = BYTES[arithmetic], float(SAMPLE_RATE), 0.0
     for index, (width, stride) in enumerate(zip(shape.conv_dim, shape.conv_stride, strict=True)):
         rate /= stride
         normed = index == 0 or shape.feat_extract_norm == "layer"
         front += width * rate * size * (3 if normed else 2)
     layer = FRAME_RATE * size * (16 * shape.hidden_size + 3 * shape.intermediate_size)
-    passing = 2 * shape.conv_dim[0] * SAMPLE_RATE / shape.conv_stride[0] * size
-    return float(front + passing + layer * (layers + 1))
+    return float(front + layer * (shape.num_hidden_layers + 1))
+
+
+def bytes_passing(shape: HubertConfig, arithmetic: config.Precision) -> float:
+    """Memory that one second of audio takes at the most while a teacher runs over it."""
+    rate = SAMPLE_RATE / shape.conv_stride[0]
+    return float(2 * shape.conv_dim[0] * rate * BYTES[arithmetic])
 
 
 def micro_seconds(
-    settings: config.Recipe, teacher: Encoder, where: str, arithmetic: config.Precision
+    settings: config.Recipe,
+    student: Encoder,
+    teacher: Encoder | None,
+    where: str,
+    arithmetic: config.Precision,
 ) -> tuple[float, bool, tuple[Choice, ...]]:
     """How much audio is in memory at once, whether activations are recomputed, and why."""
     longest = settings.data.window_seconds
-    each = bytes_per_second(teacher, settings.student.layers, arithmetic)
+    each = bytes_per_second(student.model.config, arithmetic)
+    each += bytes_passing((teacher or student).model.config, arithmetic)
     fits = MEMORY_SHARE * memory(where) / each
     recompute = settings.train.gradient_checkpointing
     reason = "asked for"
@@ -186,11 +196,13 @@ def schedule(
     )
 
 
-def decide(settings: config.Recipe, teacher: Encoder, train: Sequence[MonoCut]) -> Plan:
-    """Everything that follows from recipe, teacher, audio and machine, each with its reason."""
+def decide(
+    settings: config.Recipe, student: Encoder, teacher: Encoder | None, train: Sequence[MonoCut]
+) -> Plan:
+    """Everything that follows from recipe, models, audio and machine, each with its reason."""
     where, why_there = device(settings.train)
     arithmetic, why_arithmetic = precision(settings.train, where)
-    micro, recompute, choices = micro_seconds(settings, teacher, where, arithmetic)
+    micro, recompute, choices = micro_seconds(settings, student, teacher, where, arithmetic)
     chosen = schedule(settings, train, micro)
     wanted, why_steps = steps(
         settings.train, chosen.steps_per_pass, sum(cut.duration for cut in train)

@@ -1,6 +1,7 @@
 """Model cards: what a student is, where it comes from, and what was measured."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from distilkit import config
@@ -26,8 +27,7 @@ def card(
         rows: the lines of `metrics.jsonl`.
     """
     teacher = facts["teacher"]
-    size, teacher_size = parameters(student.model), teacher["parameters"]
-    layers = ", ".join(str(layer) for layer in recipe.objective.layers)
+    size = parameters(student.model)
     checked = [row for row in rows if "valid" in row]
     lines = [
         "---",
@@ -37,9 +37,11 @@ def card(
         *(f"- {tag}" for tag in ("hubert", "speech", "audio", "distillation", "distilkit")),
         "---",
         "",
-        f"# A {size / 1e6:.2f} M student of {teacher['name']}",
+        f"# A {size / 1e6:.2f} M student of {teacher['name']}"
+        if teacher
+        else f"# A {size / 1e6:.2f} M HuBERT",
         "",
-        "A speech encoder distilled with distilkit. It turns mono 16 kHz audio into 50 vectors of "
+        f"A speech encoder {'distilled' if teacher else 'pre-trained'} with distilkit. It turns mono 16 kHz audio into 50 vectors of "
         f"{student.width} numbers a second. It has no tokenizer and does not transcribe.",
         "",
         "```python",
@@ -53,19 +55,20 @@ def card(
         "",
         "## What it is",
         "",
-        "| | student | teacher |",
-        "|---|---|---|",
-        f"| parameters | {size / 1e6:.2f} M | {teacher_size / 1e6:.2f} M |",
-        f"| share of the teacher | {size / teacher_size:.0%} | 100% |",
-        f"| transformer layers | {student.depth} | {teacher['layers']} |",
-        f"| waveform normalised | {'yes' if student.normalise else 'no'} | the same |",
+        *_sizes(student, teacher),
         "",
         "## How it was made",
         "",
-        f"- Teacher: `{teacher['name']}` (format {teacher['format']}).",
-        *(f"- Teacher: {note}." for note in teacher["notes"]),
-        f"- Objective: `{recipe.objective.name}`, layers {layers} "
-        f"(L1 {recipe.objective.l1_weight:g}, log-sigmoid cosine {recipe.objective.cosine_weight:g}).",
+        *([f"- Teacher: `{teacher['name']}` (format {teacher['format']})."] if teacher else []),
+        *(f"- Teacher: {note}." for note in (teacher["notes"] if teacher else [])),
+        *(
+            [f"- Goes on from `{facts['student']['from']['name']}`."]
+            if facts["student"]["from"]
+            else []
+        ),
+        f"- Start: {facts['student']['begins']}.",
+        f"- Objective: {objective_text(recipe.objective)}.",
+        *([f"- Noise: {noise_text(recipe.noise)}."] if recipe.noise.probability else []),
         f"- Audio: {clock(facts['train_seconds'])} to train, {clock(facts['valid_seconds'])} held "
         f"out, from {facts['recordings']} recordings.",
         f"- Steps: {facts['plan']['steps']} in {facts['plan']['precision']} on "
@@ -80,12 +83,13 @@ def card(
     if checked:
         first, last = checked[0], checked[-1]
         lines += [
-            "Loss per frame on held-out recordings, lower is better:",
+            "Loss per frame on held-out recordings, lower is better (`right`: share of frames, higher "
+            "is better):",
             "",
             f"| | step {first['step']} | step {last['step']} |",
             "|---|---|---|",
             *(
-                f"| {name.replace('_', ', layer ')} | {value:.4f} | {last['valid'][name]:.4f} |"
+                f"| {_part(name)} | {value:.4f} | {last['valid'][name]:.4f} |"
                 for name, value in first["valid"].items()
             ),
             "",
@@ -106,3 +110,72 @@ def card(
         "",
     ]
     return "\n".join(lines)
+
+
+def objective_text(settings: config.Objective) -> str:
+    """One line on what the student predicts."""
+    layers = settings.layers if isinstance(settings.layers, str) else _listed(settings.layers)
+    if settings.name == "units":
+        source = "MFCC" if settings.features == "mfcc" else f"layers {layers}"
+        text = f"`units`, {settings.clusters} clusters of {source}"
+    else:
+        terms = [
+            f"{name} {weight:g}"
+            for name, weight in (
+                ("L1", settings.l1_weight),
+                ("L2", settings.l2_weight),
+                (f"{settings.cosine} cosine", settings.cosine_weight),
+            )
+            if weight
+        ]
+        text = f"`layerwise`, layers {layers} ({', '.join(terms)})"
+    if settings.student_layers != "auto":
+        text += f", from the student's layers {_listed(settings.student_layers)}"
+    if settings.mask_probability:
+        text += (
+            f", masked ({settings.mask_probability:g} in spans of {settings.mask_frames} frames)"
+        )
+    return text
+
+
+def noise_text(settings: config.Noise) -> str:
+    """One line on how the student's audio is disturbed."""
+    low, high = settings.snr
+    text = f"{settings.probability:.0%} of clips, {low:g} to {high:g} dB of noise"
+    more = {
+        "reverberation": settings.reverberation,
+        "band limits": settings.band,
+        "moved voices": settings.voice,
+    }
+    return ", ".join([text, *(f"{name} in {share:.0%}" for name, share in more.items() if share)])
+
+
+def _listed(layers: Sequence[int]) -> str:
+    return ", ".join(map(str, layers))
+
+
+def _part(name: str) -> str:
+    """`l1_4` as `l1, layer 4`."""
+    term, _, layer = name.partition("_")
+    return f"{term}, layer {layer}" if layer.isdigit() else name.replace("_", ", ")
+
+
+def _sizes(student: Encoder, teacher: dict[str, Any] | None) -> list[str]:
+    size = parameters(student.model)
+    normalised = "yes" if student.normalise else "no"
+    if teacher is None:
+        return [
+            "| | |",
+            "|---|---|",
+            f"| parameters | {size / 1e6:.2f} M |",
+            f"| transformer layers | {student.depth} |",
+            f"| waveform normalised | {normalised} |",
+        ]
+    return [
+        "| | student | teacher |",
+        "|---|---|---|",
+        f"| parameters | {size / 1e6:.2f} M | {teacher['parameters'] / 1e6:.2f} M |",
+        f"| share of the teacher | {size / teacher['parameters']:.0%} | 100% |",
+        f"| transformer layers | {student.depth} | {teacher['layers']} |",
+        f"| waveform normalised | {normalised} | the same |",
+    ]

@@ -17,8 +17,15 @@ def distill(
         typer.Argument(help="Folders, audio files, lhotse manifests.", show_default=False),
     ] = None,
     teacher: Annotated[
-        str, typer.Option(help="A Hugging Face folder, a run, or a hub id.")
+        str,
+        typer.Option(
+            help="A checkpoint (folder, file, run), a hub id, `tiny` (built in), or `none`."
+        ),
     ] = "facebook/hubert-base-ls960",
+    student: Annotated[
+        str | None,
+        typer.Option(help="Go on with this student in place of a new one.", show_default=False),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Run folder; `runs/NAME` by default.", show_default=False)
     ] = None,
@@ -74,14 +81,22 @@ def distill(
             "leave it out, or start a new run with another --out",
         )
     settings = load_recipe(recipe, changes)
+    if there and student:
+        raise DistilkitError(
+            f"a resumed run keeps its student: `--student {student}` cannot change it",
+            "leave it out, or start a new run with another --out",
+        )
     if audio and not there:
-        locate(teacher)  # before the imports that take seconds
+        for name in (teacher, student):
+            if name and name != "none":
+                locate(name)  # before the imports that take seconds
 
     from distilkit.distill import prepare
 
     job = prepare(
         audio or [],
         teacher=teacher,
+        student=student,
         out=out,
         recipe=settings,
         resume=resume,
@@ -97,25 +112,33 @@ def distill(
 def _announce(job: "Job") -> None:
     from distilkit.cli import console
     from distilkit.plan import clock
+    from distilkit.report import noise_text, objective_text
 
-    facts, teacher, student = job.facts, job.facts["teacher"], job.recipe.student
-    size = f"{teacher['parameters'] / 1e6:.2f} M parameters"
-    predicted = ", ".join(map(str, job.recipe.objective.layers))
-    start = f"{student.layers} layers, starting from the teacher's first; predicts {predicted}"
+    facts, teacher, student = job.facts, job.facts["teacher"], job.facts["student"]
+    form = f"{student['layers']} layers, {student['parameters'] / 1e6:.2f} M parameters"
+    begins = student["begins"].partition(": ")[0] if ": " in student["begins"] else "as asked for"
+    named = student["from"]["name"] if student["from"] else job.recipe.student.architecture
+    of = ("none", "nothing is distilled: units of MFCC")
+    if teacher:
+        size = f"{teacher['parameters'] / 1e6:.2f} M parameters"
+        of = (teacher["name"], f"{teacher['format']}, {teacher['layers']} layers, {size}")
     held = f"{len(job.valid)} windows, whole recordings"
     if not job.valid:
         held = "nothing to tell how the student does on other recordings: there is only one"
     windows = f"in {len(job.train)} windows of {facts['recordings']} recordings"
     rows = [
-        ("teacher", teacher["name"], f"{teacher['format']}, {teacher['layers']} layers, {size}"),
-        ("student", student.architecture, start),
+        ("teacher", *of),
+        ("student", named, form),
+        ("start", student["begins"].partition(": ")[2] or student["begins"], begins),
+        ("predicts", job.recipe.objective.name, objective_text(job.recipe.objective)),
         ("audio", clock(facts["train_seconds"]), windows),
         ("held out", clock(facts["valid_seconds"]), held),
+        *([("noise", "on", noise_text(noise))] if (noise := job.recipe.noise).probability else []),
         *((choice.name, choice.value, choice.reason) for choice in job.plan.choices),
         ("run folder", str(job.run.folder), "resumed" if job.resumed else "new"),
     ]
     console.show(console.table("distilkit distill", ("what", "value", "why"), rows))
-    for note in facts["teacher"]["notes"]:
+    for note in teacher["notes"] if teacher else []:
         console.say(f"teacher: {note}")
     if job.collection is not None and job.collection.skipped:
         counts = ", ".join(f"{count} {kind}" for kind, count in job.collection.reasons().items())
@@ -179,6 +202,20 @@ def _train(job: "Job", json: bool) -> None:
     console.result(f"{student}")
 
 
+def _parts(parts: dict[str, float]) -> str:
+    """The loss of each target, its terms added: `4/8/12: 1.2 1.1 1.0`; units right in per cent."""
+    sums: dict[str, float] = {}
+    right = ""
+    for name, value in parts.items():
+        term, _, target = name.partition("_")
+        if term == "right":
+            right += f" {value:.0%}"
+        else:
+            sums[target] = sums.get(target, 0.0) + value
+    each = " ".join(f"{value:.3f}" for value in sums.values())
+    return f"{'/'.join(sums)}: {each}" + (f", right{right}" if right else "")
+
+
 class _Watch:
     """Shows steps as they come: a bar on a terminal, lines in a log."""
 
@@ -206,11 +243,10 @@ class _Watch:
         from distilkit.plan import clock, peak_gib
 
         steps, self._done = self._job.plan.steps, self._done + 1
-        layers = self._job.recipe.objective.layers
-        each = " ".join(f"{step.parts[f'l1_{n}'] + step.parts[f'cosine_{n}']:.3f}" for n in layers)
+        loss, parts = f"loss {step.loss:.4f}", _parts(step.parts)
         numbers = (
-            f"loss {step.loss:.4f} ({'/'.join(map(str, layers))}: {each})  "
-            f"{step.audio_seconds / step.seconds:.1f} s/s  {peak_gib(self._job.plan.device):.1f} GiB"
+            f"{loss} ({parts})  {step.audio_seconds / step.seconds:.1f} s/s  "
+            f"{peak_gib(self._job.plan.device):.1f} GiB"
         )
         if step.valid:
             console.say(f"step {step.number}: held-out loss {step.valid['loss']:.4f}")

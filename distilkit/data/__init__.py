@@ -205,6 +205,18 @@ def cuts(clip: Clip) -> list[MonoCut]:
     ]
 
 
+def some(windows: Sequence[MonoCut], seconds: float, seed: int) -> list[MonoCut]:
+    """Windows drawn at random until they last `seconds`; at least one."""
+    chosen: list[MonoCut] = []
+    lasting = 0.0
+    for index in np.random.default_rng(seed).permutation(len(windows)):
+        if chosen and lasting >= seconds:
+            break
+        chosen.append(windows[index])
+        lasting += windows[index].duration
+    return chosen
+
+
 def dump_windows(collection: Collection) -> bytes:
     """The windows as a gzipped lhotse cut manifest; `custom.split` says which validate."""
     rows = []

@@ -1,0 +1,194 @@
+"""The parts of a run put together: student, heads, targets and objective.
+
+Letters in names: B clips in a batch, S samples, T frames, D width, K clusters.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import HubertConfig, HubertModel
+
+from distilkit import batches, config, students
+from distilkit.codebooks import Codebook
+from distilkit.encoder import Encoder, encode, exact, frame_mask, scale_conv_gradients
+from distilkit.errors import DistilkitError
+from distilkit.noise import Noises, disturb
+from distilkit.objectives import (
+    OBJECTIVES,
+    Heads,
+    Loss,
+    PairHeads,
+    UnitHeads,
+    frame_weights,
+    load_named,
+    mask_spans,
+)
+from distilkit.students import Beginning
+from distilkit.targets import LiveTargets, Targets, live_mfcc, live_units
+
+PRESETS: dict[config.Preset, tuple[int, ...]] = {  # layers of 12; field's ablation in docs/concepts
+    "all-round": (4, 8, 12),
+    "content": (8,),
+    "speaker": (4,),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Existing:
+    """A student to go on with: its form, its weights where they are still there, its heads."""
+
+    student: Encoder
+    heads: Mapping[str, Tensor] | None = None  # under the names that `named` gives
+    head_layers: tuple[int, ...] = ()
+
+
+class Distiller(nn.Module):
+    """Student and heads: what is trained."""
+
+    def __init__(self, student: Encoder, heads: nn.Module, layers: Sequence[int]) -> None:
+        super().__init__()
+        self.model, self.heads = student.model, heads
+        self.student, self.layers = student, tuple(layers)
+
+    def forward(
+        self, wave_BS: Tensor, lengths: Sequence[int], hidden_BT: Tensor | None = None
+    ) -> list[Tensor]:
+        """Predictions of the targets, one (B, T, D) or (B, T, K) each.
+
+        Frames that `hidden_BT` marks are hidden from the transformer.
+        """
+        hidden = encode(self.student, wave_BS, lengths, self.layers, hidden_BT)
+        predictions: list[Tensor] = self.heads(hidden)
+        return predictions
+
+
+def resolve(settings: config.Recipe, depth: int | None) -> config.Recipe:
+    """A recipe whose layer preset is replaced by layer numbers, scaled to the teacher's depth."""
+    layers = settings.objective.layers
+    if isinstance(layers, list) or depth is None:
+        return settings
+    scaled = sorted({max(1, round(layer * depth / 12)) for layer in PRESETS[layers]})
+    return settings.model_copy(
+        update={"objective": settings.objective.model_copy(update={"layers": scaled})}
+    )
+
+
+def check(settings: config.Recipe, teacher: Encoder | None, name: str) -> None:
+    """Refuse what cannot be trained, before anything is read.
+
+    Raises:
+        DistilkitError: layers that teacher or student lack, or a teacher that is needed.
+    """
+    objective = settings.objective
+    if teacher is None:
+        if objective.features != "mfcc":
+            raise DistilkitError(
+                f"`objective.name` {objective.name} on layers needs a teacher, and `--teacher none` is none",
+                "--set objective.name=units --set objective.features=mfcc",
+            )
+        return
+    if objective.features == "layers":
+        assert isinstance(objective.layers, list)
+        deepest = max(objective.layers)
+        if deepest > teacher.depth:
+            fitting = [n for n in objective.layers if n <= teacher.depth] or [teacher.depth]
+            raise DistilkitError(
+                f"`objective.layers` asks for layer {deepest}, but the teacher `{name}` has {teacher.depth}",
+                f"--set objective.layers=[{','.join(map(str, fitting))}]",
+            )
+
+
+def build(
+    teacher: Encoder | None, recipe: config.Recipe, existing: Existing | None = None
+) -> tuple[Distiller, Beginning]:
+    """What is trained: a student that starts from its teacher or goes on, and its heads.
+
+    Raises:
+        DistilkitError: sizes or layers that do not fit together.
+    """
+    masks = recipe.objective.mask_probability > 0
+    if existing is None:
+        student, begins = students.build(teacher, recipe.student, masks=masks)
+    else:
+        student, begins = students.resume_from(existing.student, recipe.student, masks=masks)
+    scale_conv_gradients(student.model, recipe.train.conv_gradient_scale)
+    heads, layers = _heads(student, teacher, recipe.objective)
+    if existing is not None and existing.heads is not None:
+        own = {name: value.shape for name, value in heads.named().items()}  # type: ignore[operator]
+        same = own == {name: value.shape for name, value in existing.heads.items()}
+        if same and list(existing.head_layers) == recipe.objective.layers:
+            load_named(heads, existing.heads)
+    return Distiller(student, heads, layers), begins
+
+
+def _heads(
+    student: Encoder, teacher: Encoder | None, settings: config.Objective
+) -> tuple[nn.Module, tuple[int, ...]]:
+    """Heads, and the student layers that they read."""
+    count = 1 if settings.features == "mfcc" else len(settings.layers)
+    layers = (student.depth,) if settings.student_layers == "auto" else settings.student_layers
+    if settings.student_layers != "auto" and (len(layers) != count or max(layers) > student.depth):
+        raise DistilkitError(
+            f"`objective.student_layers` {list(layers)} does not name one of the student's "
+            f"{student.depth} layers for each of {count} targets",
+            "leave it out: all are predicted from the last layer",
+        )
+    if settings.name == "units":
+        return UnitHeads(student.width, [settings.clusters] * count), tuple(layers)
+    assert teacher is not None
+    kind = Heads if settings.student_layers == "auto" else PairHeads
+    return kind(student.width, teacher.width, count), tuple(layers)
+
+
+def features(
+    teacher: Encoder | None,
+    settings: config.Objective,
+    arithmetic: AbstractContextManager[object] | None = None,
+) -> Targets:
+    """What the student predicts, or what its units are clusters of."""
+    if settings.features == "mfcc":
+        return live_mfcc
+    assert teacher is not None and isinstance(settings.layers, list)
+    return LiveTargets(teacher, settings.layers, arithmetic or nullcontext())
+
+
+def loss_function(
+    recipe: config.Recipe,
+    seen: Targets,
+    codebook: Codebook | None,
+    noises: Noises,
+    device: torch.device,
+) -> Callable[[nn.Module, batches.Batch], Loss]:
+    """The loss of a micro-batch: the teacher hears it clean, the student disturbed and masked.
+
+    What is held out is not disturbed.
+    """
+    settings = recipe.objective
+    target_of = seen if codebook is None else live_units(seen, codebook)
+
+    def loss_of(module: nn.Module, batch: batches.Batch) -> Loss:
+        wave_BS = batch.wave_BS.to(device)
+        target = target_of(wave_BS, batch.lengths)
+        mask_BT = frame_mask(batch.lengths, target[0].shape[1], device)
+        hidden_BT, weight_BT = None, None
+        if settings.mask_probability:
+            counts = mask_BT.sum(1).tolist()
+            hidden_BT = mask_spans(mask_BT, counts, settings.mask_probability, settings.mask_frames)
+            weight_BT = frame_weights(mask_BT, hidden_BT, settings.visible_weight)
+        if module.training:
+            with torch.autocast(device.type, enabled=False):
+                wave_BS = disturb(wave_BS, batch.lengths, recipe.noise, noises)
+        predicted = module(wave_BS, batch.lengths, hidden_BT)
+        loss = OBJECTIVES[settings.name]
+        return loss(predicted, target, mask_BT, weight_BT, settings=settings)
+
+    return loss_of
+
+
+def from_config(values: Mapping[str, object], normalise: bool) -> Encoder:
+    """A student of that configuration, with weights that a checkpoint is to replace."""
+    model = HubertModel(HubertConfig(**values))
+    return Encoder(model=exact(model), normalise=normalise)
