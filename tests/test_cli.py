@@ -24,6 +24,7 @@ Run = Callable[..., Result]
 OPTIONS = {
     "distill": {"--teacher", "--out", "--recipe", "--set", "--steps", "--resume", "--plan", "--seed", "--json"},
     "embed": {"--model", "--layer", "--pool", "--out", "--format", "--json"},
+    "layers": {"--model", "--against", "--out", "--minutes", "--json"},
     "inspect": {"--json"},
     "demo": {"--out", "--steps"},
     "doctor": {"--json"},

@@ -18,11 +18,17 @@ ROWS = (
     {"batches", "targets"},
     {"loop", "plan"},
     {"report"},
-    {"distill", "embed"},
+    {"distill", "embed", "layers"},
     {"demo"},
     {"cli"},
 )
-TEACHERS = ({"checkpoint"}, {"huggingface"}, {"__init__"})
+TEACHERS = (
+    {"files", "layout"},
+    {"checkpoint"},
+    {"weights"},
+    {"huggingface", "s3prl", "lighthubert", "fairseq", "torchaudio"},
+    {"__init__"},
+)
 LIGHT = (
     "torch",
     "torchaudio",
