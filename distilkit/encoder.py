@@ -13,6 +13,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 # On a CPU, oneDNN keeps what it prepares for each shape of a batch, 1,024 of them. Clips have many
 # shapes, so a process grew by gigabytes; with this many it stays nearly level.
@@ -32,7 +33,7 @@ from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
 from distilkit.audio import frames
 
-Model = HubertModel | Wav2Vec2Model | WavLMModel | Data2VecAudioModel
+Model: TypeAlias = HubertModel | Wav2Vec2Model | WavLMModel | Data2VecAudioModel
 MODELS: dict[str, type[Model]] = {
     "hubert": HubertModel,
     "wav2vec2": Wav2Vec2Model,

@@ -17,7 +17,7 @@ from distilkit.runs import newest_run
 
 DEFAULT_TEACHER = "facebook/hubert-base-ls960"
 DEFAULT_MODEL = "ntu-spml/distilhubert"
-FILES = ["*.json", "model*.safetensors", "pytorch_model*.bin", "README.md"]
+FILES = ["*.json", "model*.safetensors", "heads.safetensors", "pytorch_model*.bin", "README.md"]
 WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -26,21 +26,36 @@ WEIGHTS = (
 )
 PARTLY = "is only partly in the local cache"
 TIMEOUT = 4  # seconds to wait for the hub's first answer
+TORCHAUDIO = "torchaudio:"  # what names of torchaudio's bundles begin with
 
 
 def locate(name: str) -> Path:
     """The path behind a name: a folder or file, a run's student, or a hub id's local copy.
 
+    Of `FILE:PART` it is the file. A bundle's name, `torchaudio:NAME`, is returned as it is: where its
+    weights lie only torchaudio knows.
+
     Raises:
         DistilkitError: nothing there.
     """
-    path = Path(os.path.expanduser(name))  # Path.expanduser raises for users that are not there
+    if name.startswith(TORCHAUDIO):
+        return Path(name)
     try:
+        path = Path(os.path.expanduser(split(name)[0]))  # expanduser of Path raises for no user
         return _local(name, path) or download(name)
     except OSError as error:
         raise DistilkitError(
             f"cannot open `{name}`: {error.strerror}", "give a folder that you may read"
         ) from error
+
+
+def split(name: str) -> tuple[str, str | None]:
+    """`FILE:PART` as the file and its part; every other name as it is, without a part."""
+    file, colon, part = name.rpartition(":")
+    whole = os.path.expanduser(name)
+    if colon and not os.path.lexists(whole) and os.path.isfile(os.path.expanduser(file)):
+        return file, part
+    return name, None
 
 
 def _local(name: str, path: Path) -> Path | None:

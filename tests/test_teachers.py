@@ -418,11 +418,11 @@ REFUSED: dict[str, tuple[Edit, str, str]] = {
     "no text": (text("config.json", b"\xff\xfe"), "`FOLDER/config.json` is damaged: 'utf-8' codec", AGAIN),
     "no object": (text("config.json", "[]"), "`FOLDER/config.json` is damaged: not a JSON object", AGAIN),
     "another family": (
-        configure(model_type="wav2vec2"),
-        "`FOLDER` is a `wav2vec2` model; only `hubert` can be read",
-        "--teacher facebook/hubert-base-ls960, or another HuBERT",
+        configure(model_type="wav2vec2-conformer"),
+        "`FOLDER` is a `wav2vec2-conformer` model; only `hubert`, `wav2vec2`, `wavlm`, `data2vec-audio` can be read",
+        "--teacher facebook/hubert-base-ls960, or another model of these families",
     ),
-    "a text model": (configure(model_type="bert"), "`FOLDER` is a `bert` model; only `hubert` can be read", "--teacher"),
+    "a text model": (configure(model_type="bert"), "`FOLDER` is a `bert` model; only `hubert`, `wav2vec2`, ", "--teacher"),
     "a setting of the wrong type": (
         configure(hidden_size="wide"), "`FOLDER/config.json` is not valid: ", AGAIN,
     ),
@@ -455,6 +455,11 @@ REFUSED: dict[str, tuple[Edit, str, str]] = {
         text("preprocessor_config.json", '{"do_normalize": "false"}'),
         "`do_normalize` of `FOLDER` cannot be `false`",
         "write true or false there",
+    ),
+    "convolutions behind the encoder": (
+        configure(model_type="wav2vec2", add_adapter=True),
+        "`FOLDER` is a wav2vec 2.0 with convolutions behind it (`add_adapter`): its frames are longer",
+        "give the model that it was fine-tuned from",
     ),
     "an adapter": (
         text("adapter_config.json", '{"peft_type": "LORA", "base_model_name_or_path": "x/y"}'),
@@ -561,11 +566,15 @@ def test_a_path_under_home(plain: Path, tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_folder_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     problem, hint = refused(tmp_path)
+    formats = "huggingface, s3prl, lighthubert, fairseq, torchaudio"
     assert problem == (
-        f"`{tmp_path}` is not a checkpoint of a known format (huggingface); it holds notes.txt"
+        f"`{tmp_path}` is not a checkpoint of a known format ({formats}); it holds notes.txt"
     )
-    assert hint == "give a Hugging Face folder with config.json and model.safetensors, or a hub id"
-    assert refused(tmp_path / "notes.txt")[0].endswith("of a known format (huggingface)")
+    assert hint == "give a Hugging Face folder, a checkpoint of one of these formats, or a hub id"
+    assert refused(tmp_path / "notes.txt") == (
+        f"`{tmp_path / 'notes.txt'}` is empty",
+        "download it again; in a git clone: git lfs pull",
+    )
 
 
 def test_a_name_no_file_can_have() -> None:

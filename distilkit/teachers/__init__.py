@@ -1,59 +1,77 @@
 """Teachers, detected, not declared: one reader per checkpoint format.
 
-A reader is a pair of functions in `READERS`: one says whether a path is its format, the other reads
+A reader is a pair of functions in `READERS`: one says whether a source is its format, the other reads
 it. Loading is strict, and nothing in a checkpoint can run code.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from transformers import HubertConfig
+from transformers import PreTrainedConfig
 
 from distilkit.audio import FRAME_SAMPLES, HOP_SAMPLES
 from distilkit.encoder import Encoder
 from distilkit.errors import DistilkitError
-from distilkit.hub import DEFAULT_TEACHER, locate
-from distilkit.teachers import huggingface
-from distilkit.teachers.checkpoint import Checkpoint
+from distilkit.hub import DEFAULT_TEACHER, WEIGHTS, locate, split
+from distilkit.teachers import fairseq, huggingface, lighthubert, s3prl, torchaudio
+from distilkit.teachers.checkpoint import Checkpoint, Source
 
-__all__ = ["READERS", "Checkpoint", "Reader", "load", "locate"]
+__all__ = ["READERS", "Checkpoint", "Reader", "Source", "load", "locate"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reader:
     """One checkpoint format."""
 
-    detects: Callable[[Path], bool]
-    read: Callable[[Path], Checkpoint]
+    detects: Callable[[Source], bool]
+    read: Callable[[Source], Checkpoint]
 
 
 READERS: dict[str, Reader] = {
     "huggingface": Reader(detects=huggingface.detects, read=huggingface.read),
+    "s3prl": Reader(detects=s3prl.detects, read=s3prl.read),
+    "lighthubert": Reader(detects=lighthubert.detects, read=lighthubert.read),
+    "fairseq": Reader(detects=fairseq.detects, read=fairseq.read),
+    "torchaudio": Reader(detects=torchaudio.detects, read=torchaudio.read),
 }
 
 
 def load(name: str) -> tuple[Encoder, Checkpoint]:
-    """A model by folder, run or hub id, ready to encode, with what was detected.
+    """A model by file, folder, run, hub id or bundle, ready to encode, with what was detected.
+
+    `FILE:PART` chooses a sub-network of LightHuBERT, `torchaudio:NAME` a bundle of torchaudio.
 
     Raises:
         DistilkitError: nothing there, unknown format, unknown family, missing or unexpected weights.
     """
-    path = locate(name)
-    for reader in READERS.values():
-        if reader.detects(path):
-            checkpoint = reader.read(path)
+    source = Source(path=locate(name), part=split(name)[1])
+    for label, reader in READERS.items():
+        if reader.detects(source):
+            if source.part is not None and label != "lighthubert":
+                raise DistilkitError(
+                    f"`{source.path}` is a {label} checkpoint, which has no parts such as `{source.part}`",
+                    str(source.path),
+                )
+            checkpoint = reader.read(source)
             _check_frames(name, checkpoint.model.config)
             return Encoder(model=checkpoint.model, normalise=checkpoint.normalise), checkpoint
-    inside = sorted(item.name for item in path.iterdir())[:8] if path.is_dir() else []
-    raise DistilkitError(
+    raise _unknown(name, source)
+
+
+def _unknown(name: str, source: Source) -> DistilkitError:
+    path = source.path
+    inside = sorted(item.name for item in path.iterdir()) if path.is_dir() else [*source.content]
+    hint = "give a Hugging Face folder, a checkpoint of one of these formats, or a hub id"
+    if path.name in WEIGHTS and (path.parent / "config.json").is_file():
+        hint = str(path.parent)
+    return DistilkitError(
         f"`{name}` is not a checkpoint of a known format ({', '.join(READERS)})"
-        + (f"; it holds {', '.join(inside)}" if inside else ""),
-        "give a Hugging Face folder with config.json and model.safetensors, or a hub id",
+        + (f"; it holds {', '.join(map(str, inside[:8]))}" if inside else ""),
+        hint,
     )
 
 
-def _check_frames(name: str, shape: HubertConfig) -> None:
+def _check_frames(name: str, shape: PreTrainedConfig) -> None:
     """Refuse a conv front end that makes other frames: masks and windows count HuBERT's."""
     hop, length = 1, 1
     for kernel, stride in zip(shape.conv_kernel, shape.conv_stride, strict=True):

@@ -7,16 +7,19 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from transformers import HubertConfig, HubertModel
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers import logging as transformers_logging
 
 from distilkit import hub
 from distilkit.audio import SAMPLE_RATE
-from distilkit.encoder import exact
+from distilkit.encoder import FAMILIES, MODELS, exact, front_norm
 from distilkit.errors import DistilkitError
-from distilkit.teachers.checkpoint import Checkpoint
+from distilkit.teachers.checkpoint import Checkpoint, Source
+from distilkit.teachers.files import AGAIN, unsafe
+from distilkit.teachers.weights import UNUSED, assumed_normalise, refuse
 
-AGAIN = "download it again; in a git clone: git lfs pull"
 HEADS = (
     "lm_head.",
     "final_proj.",
@@ -24,21 +27,31 @@ HEADS = (
     "projector.",
     "classifier.",
     "layer_weights",
+    "quantizer.",
+    "project_q.",
+    "project_hid.",
+    "tdnn.",
+    "objective.",
+    "feature_extractor.weight",  # of a speaker model, behind its encoder
+    "feature_extractor.bias",
 )
-UNUSED = "masked_spec_embed"  # a teacher never masks: checkpoints may lack it or have it needlessly
+STUDENT_HEADS = "heads.safetensors"
 
 
-def detects(path: Path) -> bool:
-    """Whether `path` is a Hugging Face folder."""
-    return (path / "config.json").is_file()
+def detects(source: Source) -> bool:
+    """Whether it is a Hugging Face folder."""
+    return (source.path / "config.json").is_file()
 
 
-def read(path: Path) -> Checkpoint:
-    """Read a HuBERT from a Hugging Face folder: strictly, in fp32, heads for other tasks left out.
+def read(source: Source) -> Checkpoint:
+    """Read an encoder from a Hugging Face folder: strictly, in fp32, heads for other tasks left out.
+
+    A student's prediction heads are read too, from `heads.safetensors` in the folder or in its run.
 
     Raises:
         DistilkitError: another family, missing or unexpected weights, damaged files.
     """
+    path = source.path
     shape = _config(path)
     if (path / "adapter_config.json").exists():  # transformers would apply it, and say nothing
         raise DistilkitError(
@@ -50,54 +63,43 @@ def read(path: Path) -> Checkpoint:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        model, found = HubertModel.from_pretrained(
+        model, found = MODELS[shape.model_type].from_pretrained(
             path,
             config=shape,
             dtype=torch.float32,
-            attn_implementation="sdpa",
+            attn_implementation=None if shape.model_type == "wavlm" else "sdpa",
             local_files_only=True,
             ignore_mismatched_sizes=True,  # they are listed below instead
             output_loading_info=True,
         )
     except UnpicklingError as error:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
-        raise DistilkitError(
-            f"`{path}` holds a pickle with more than weights"
-            + (f" (it calls `{wanted[1]}`)" if wanted else "")
-            + "; it may run code when loaded, so it was not",
-            "give a checkpoint with model.safetensors",
-        ) from error
+        raise unsafe(path, wanted[1] if wanted else None) from error
     except Exception as error:  # safetensors, zip, JSON and shape errors alike
         reason = str(error).strip().split("\n")[0].split(". ")[0].rstrip(".")
         raise DistilkitError(f"`{path}` cannot be loaded: {reason}", AGAIN) from error
     heads = sorted(name for name in found["unexpected_keys"] if name.startswith(HEADS))
-    listed = {
-        "missing": [f"`{name}`" for name in found["missing_keys"] - {UNUSED}],
-        "unexpected": [f"`{name}`" for name in found["unexpected_keys"] - {UNUSED, *heads}],
-        "of another shape": [
+    refuse(
+        f"the weights in `{path}` do not fit its config.json",
+        missing=[f"`{name}`" for name in found["missing_keys"] - {UNUSED}],
+        unexpected=[f"`{name}`" for name in found["unexpected_keys"] - {UNUSED, *heads}],
+        misshaped=[
             f"`{name}` {tuple(there)} instead of {tuple(here)}"
             for name, there, here in found["mismatched_keys"]
         ],
-    }
-    problems = [
-        f"{label} {', '.join(sorted(names)[:6])}"
-        + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-        for label, names in listed.items()
-        if names
-    ]
-    if problems:
-        raise DistilkitError(
-            f"the weights in `{path}` do not fit its config.json: {'; '.join(problems)}", AGAIN
-        )
+    )
     notes = [f"left out the head ({', '.join(heads)})"] if heads else []
-    normalise, assumed = _normalises(path, shape.feat_extract_norm)
+    normalise, assumed = _normalises(path, front_norm(shape))
     notes += [assumed] if assumed else []
+    student, layers = _student_heads(path)
     return Checkpoint(
         model=exact(model).eval(),
         normalise=normalise,
         format="huggingface",
         source=str(path),
         notes=tuple(notes),
+        heads=student,
+        head_layers=layers,
     )
 
 
@@ -111,19 +113,43 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _config(path: Path) -> HubertConfig:
+def _config(path: Path) -> PreTrainedConfig:
     settings = _json(path / "config.json")
     kind = settings.get("model_type")
-    if kind != "hubert":
+    if kind not in MODELS:
         raise DistilkitError(
-            f"`{path}` is a `{kind}` model; only `hubert` can be read",
-            f"--teacher {hub.DEFAULT_TEACHER}, or another HuBERT",
+            f"`{path}` is a `{kind}` model; only {', '.join(f'`{name}`' for name in MODELS)} can be read",
+            f"--teacher {hub.DEFAULT_TEACHER}, or another model of these families",
         )
     try:
-        return HubertConfig.from_dict(settings, layerdrop=0.0)
+        shape = CONFIG_MAPPING[kind].from_dict(settings, layerdrop=0.0)
     except Exception as error:  # its checks have exceptions of their own
         reason = str(error).strip().split("\n")[-1].strip()
         raise DistilkitError(f"`{path}/config.json` is not valid: {reason}", AGAIN) from error
+    if getattr(shape, "add_adapter", False):
+        raise DistilkitError(
+            f"`{path}` is a {FAMILIES[kind]} with convolutions behind it (`add_adapter`): "
+            "its frames are longer",
+            "give the model that it was fine-tuned from",
+        )
+    return shape
+
+
+def _student_heads(path: Path) -> tuple[dict[str, Tensor] | None, tuple[int, ...]]:
+    """A student's prediction heads and the teacher's layers that they predict, if they are kept."""
+    file = path / STUDENT_HEADS
+    if not file.is_file() and (path.parent / "run.json").is_file():
+        file = path.parent / STUDENT_HEADS
+    if not file.is_file():
+        return None, ()
+    try:
+        with safe_open(file, "pt") as held:
+            layers = tuple(int(n) for n in (held.metadata() or {})["layers"].split(","))
+            return {name: held.get_tensor(name) for name in held.keys()}, layers  # noqa: SIM118
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise DistilkitError(
+            f"`{file}` is damaged: {error}", "remove it to go on without"
+        ) from error
 
 
 def _normalises(path: Path, norm: str) -> tuple[bool, str | None]:
@@ -133,11 +159,8 @@ def _normalises(path: Path, norm: str) -> tuple[bool, str | None]:
     if not isinstance(settings, dict):
         settings = _json(flat) if flat.is_file() else None
     if settings is None:
-        assumed = norm == "layer"
-        return assumed, (
-            f"no preprocessor_config.json: waveform normalisation assumed {'on' if assumed else 'off'}, "
-            f"as usual for `feat_extract_norm` {norm}"
-        )
+        usual, assumed = assumed_normalise(norm)
+        return usual, f"no preprocessor_config.json: {assumed}"
     rate = settings.get("sampling_rate", SAMPLE_RATE)
     if rate != SAMPLE_RATE:
         raise DistilkitError(

@@ -1,0 +1,155 @@
+"""Checkpoint files, opened so that nothing in them can run: safetensors, or a restricted unpickler.
+
+The unpickler is torch's (`weights_only`): it builds tensors, containers and numbers, and refuses every
+other name. To those it knows the few below are added. Names of other libraries get a stand-in that
+keeps what it is given and does nothing, so fairseq, omegaconf and s3prl need not be installed.
+"""
+
+import argparse
+import collections
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch.serialization import safe_globals
+
+from distilkit.errors import DistilkitError
+
+AGAIN = "download it again; in a git clone: git lfs pull"
+SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".th", ".safetensors")
+
+
+class Inert:
+    """Stands in for a class of another library: keeps its state, does nothing."""
+
+    def __init__(self, *arguments: object, **options: object) -> None:
+        self.state: object = arguments
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+
+def _inert(name: str) -> type[Inert]:
+    module, _, own = name.rpartition(".")
+    return type(own, (Inert,), {"__module__": module})
+
+
+INERT = (
+    "fairseq.data.dictionary.Dictionary",
+    "argparse.Namespace",
+    "omegaconf.dictconfig.DictConfig",
+    "omegaconf.listconfig.ListConfig",
+    "omegaconf.base.ContainerMetadata",
+    "omegaconf.base.Metadata",
+    *(
+        f"omegaconf.nodes.{kind}Node"
+        for kind in ("Any", "String", "Integer", "Float", "Boolean", "Enum")
+    ),
+    "typing.Any",
+    *(
+        f"{module}.{kind}"
+        for module in ("optimizers", "s3prl.optimizers")
+        for kind in (
+            "ConstantLR",
+            "WarmupLinearSchedule",
+            "WarmupConstantSchedule",
+            "WarmupCosineSchedule",
+            "WarmupCosineWithHardRestartsSchedule",
+            "WarmupCosineWithWarmupRestartsSchedule",
+        )
+    ),
+)
+HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    *((_inert(name), name) for name in INERT),
+    *((kind, f"builtins.{kind.__name__}") for kind in (dict, list, int, float, str, bool)),
+    (collections.defaultdict, "collections.defaultdict"),
+]
+
+
+def load(path: Path) -> dict[str, Any]:
+    """What a checkpoint file holds, tensors on the CPU; large ones stay on the disk until used.
+
+    Raises:
+        DistilkitError: damaged, not a checkpoint, or with more in it than harmless types.
+    """
+    try:
+        _look(path)
+        if path.suffix == ".safetensors":
+            return dict(safetensors.torch.load_file(path))
+        with safe_globals(HARMLESS):
+            content = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None
+            )
+    except UnpicklingError as error:
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        if wanted is None:
+            raise DistilkitError(f"`{path}` is damaged, or not a checkpoint", AGAIN) from error
+        raise unsafe(path, wanted[1]) from error
+    except DistilkitError:
+        raise
+    except Exception as error:  # of zip, safetensors, pickle and the file system alike
+        reason = str(error).strip().split("\n")[0].split(". ")[0].rstrip(".")
+        raise DistilkitError(
+            f"`{path}` cannot be loaded: {reason or type(error).__name__}", AGAIN
+        ) from error
+    if not isinstance(content, Mapping):
+        raise DistilkitError(
+            f"`{path}` holds a `{type(content).__name__}`, not the weights of a model",
+            "give a checkpoint as it was published",
+        )
+    return dict(content)
+
+
+def unsafe(path: Path, name: str | None) -> DistilkitError:
+    """The refusal of a pickle that wants more than weights."""
+    return DistilkitError(
+        f"`{path}` holds a pickle with more than weights"
+        + (f" (it calls `{name}`)" if name else "")
+        + "; it may run code when loaded, so it was not",
+        "give a checkpoint with model.safetensors",
+    )
+
+
+def plain(value: Any) -> Any:
+    """Settings as plain containers, whatever kept them: dicts, a Namespace, omegaconf's nodes."""
+    if isinstance(value, Inert):
+        state = value.state
+        if isinstance(state, Mapping) and "_content" in state:
+            return plain(state["_content"])
+        if isinstance(state, Mapping) and "_val" in state:
+            return plain(state["_val"])
+        return plain(state)
+    if isinstance(value, argparse.Namespace):
+        return plain(vars(value))
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def _look(path: Path) -> None:
+    """Refuse what is not a checkpoint at all, by its first bytes."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    text = start.lstrip().lower()
+    if not start:
+        raise DistilkitError(f"`{path}` is empty", AGAIN)
+    if start.startswith(b"version https://git-lfs"):
+        raise DistilkitError(
+            f"`{path}` is a pointer of git lfs, not the file itself", "git lfs pull"
+        )
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise DistilkitError(
+            f"`{path}` is a web page, not a checkpoint", "download the file that the page offers"
+        )
+    if start[257:262] == b"ustar":
+        raise DistilkitError(
+            f"`{path}` is a tar file; the oldest checkpoints of torch, which are, cannot be read safely",
+            "save it again with a recent torch, or give another checkpoint",
+        )
