@@ -25,6 +25,7 @@ OPTIONS = {
     "distill": {"--teacher", "--out", "--recipe", "--set", "--steps", "--resume", "--plan", "--seed", "--json"},
     "embed": {"--model", "--layer", "--pool", "--out", "--format", "--json"},
     "layers": {"--model", "--against", "--out", "--minutes", "--json"},
+    "convert": {"--out", "--format", "--json"},
     "inspect": {"--json"},
     "demo": {"--out", "--steps"},
     "doctor": {"--json"},

@@ -18,7 +18,7 @@ ROWS = (
     {"batches", "targets"},
     {"loop", "plan"},
     {"report"},
-    {"distill", "embed", "layers"},
+    {"convert", "distill", "embed", "layers"},
     {"demo"},
     {"cli"},
 )

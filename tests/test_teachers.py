@@ -254,14 +254,14 @@ def test_our_student_is_a_teacher(tmp_path: Path, plain: Path) -> None:
     assert (encoder.depth, checkpoint.notes) == (2, ())
     assert torch.equal(outputs(encoder.model), wanted(student.model))
     grandchild, fresh = students.build(encoder, config.Student(layers=1))
-    assert (grandchild.depth, fresh) == (1, [])
+    assert (grandchild.depth, fresh.fresh) == (1, ())
 
 
 @pytest.mark.parametrize("changes", [{}, LARGE])
 def test_a_student_of_a_teacher_with_batch_norm(tmp_path: Path, changes: dict[str, object]) -> None:
     folder = save(make_model(conv_pos_batch_norm=True, **changes), tmp_path / "teacher")
     student, fresh = students.build(teachers.load(str(folder))[0], config.Student())
-    assert fresh == []
+    assert fresh.fresh == ()
     students.save(student, tmp_path / "student", "# card\n")
     again, found = HubertModel.from_pretrained(tmp_path / "student", output_loading_info=True)
     assert not any(found.values())

@@ -99,20 +99,6 @@ def _audio(name: str) -> dict[str, Any] | None:
 
 def _model(name: str) -> dict[str, Any]:
     from distilkit import teachers
-    from distilkit.students import parameters
+    from distilkit.convert import describe
 
-    encoder, checkpoint = teachers.load(name)
-    shape = encoder.model.config
-    return {
-        "is": "a HuBERT encoder",
-        "format": checkpoint.format,
-        "source": checkpoint.source,
-        "parameters": f"{parameters(encoder.model) / 1e6:.2f} M",
-        "transformer layers": encoder.depth,
-        "width": encoder.width,
-        "conv front end": f"{len(shape.conv_dim)} layers, {max(shape.conv_dim)} wide",
-        "norm of the front end": shape.feat_extract_norm,
-        "stable layer norm": bool(shape.do_stable_layer_norm),
-        "waveform normalised": encoder.normalise,
-        "notes": list(checkpoint.notes),
-    }
+    return describe(*teachers.load(name))
