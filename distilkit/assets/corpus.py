@@ -267,8 +267,23 @@ def warped(voice: Voice, *warps: float) -> list[Voice]:
 
 
 def all_voices() -> list[Voice]:
-    """Return every voice that the script knows, the slow engines first."""
+    """Return every voice that the script knows, the slow engine last."""
     voices: list[Voice] = []
+    voices += warped(Voice("piper", "joe", "en", "joe", 7.0), 0.9, 1.12, 1.22)
+    voices += warped(Voice("hibari", "heart", "en", "heart", 6.0), 0.82, 0.91, 1.08)
+    for code in ("slt", "awb", "rms", "kal16"):
+        voices += warped(Voice("flite", code, "en", code, 5.0), 0.87, 1.13)
+    for code, share in {"en-GB": 5.0, "en-US": 5.0, "de-DE": 2.5, "fr-FR": 2.5}.items():
+        voices += warped(Voice("pico", code, code[:2], code, share), 0.8, 0.9, 1.1)
+    for code in ("es-ES", "it-IT"):
+        voices += warped(Voice("pico", code, code[:2], code, 2.5), 0.8, 0.9, 1.1)
+    for code in ("de-DE", "fr-FR", "es-ES", "it-IT"):
+        voices += warped(Voice("pico", f"en-as-{code}", "en", code, 2.0), 0.85)
+    for name, (code, language) in FESTIVAL.items():
+        english = language == "en"
+        base = Voice("festival", name, language, code, 4.0 if english else 2.5)
+        voices += warped(base, *((0.9, 1.12) if english else (1.1,)))
+    voices += espeak_voices()
     for number, (mix, language) in enumerate(
         [
             ("jf_alpha", "en"),
@@ -284,21 +299,7 @@ def all_voices() -> list[Voice]:
     ):
         warp = (1.0, 0.93, 0.97, 1.05)[number % 4]
         voices.append(Voice("kokoro", f"{language}-{number + 1}", language, mix, 1.8, warp))
-    voices += warped(Voice("piper", "joe", "en", "joe", 7.0), 0.9, 1.12, 1.22)
-    voices += warped(Voice("hibari", "heart", "en", "heart", 6.0), 0.82, 0.91, 1.08)
-    for code in ("slt", "awb", "rms", "kal16"):
-        voices += warped(Voice("flite", code, "en", code, 5.0), 0.87, 1.13)
-    for code, share in {"en-GB": 5.0, "en-US": 5.0, "de-DE": 2.5, "fr-FR": 2.5}.items():
-        voices += warped(Voice("pico", code, code[:2], code, share), 0.8, 0.9, 1.1)
-    for code in ("es-ES", "it-IT"):
-        voices += warped(Voice("pico", code, code[:2], code, 2.5), 0.8, 0.9, 1.1)
-    for code in ("de-DE", "fr-FR", "es-ES", "it-IT"):
-        voices += warped(Voice("pico", f"en-as-{code}", "en", code, 2.0), 0.85)
-    for name, (code, language) in FESTIVAL.items():
-        english = language == "en"
-        base = Voice("festival", name, language, code, 4.0 if english else 2.5)
-        voices += warped(base, *((0.9, 1.12) if english else (1.1,)))
-    return voices + espeak_voices()
+    return voices
 
 
 # ----------------------------------------------------------------------------------------- texts
