@@ -177,7 +177,7 @@ def _thinned(count: int, room: int) -> list[int]:
 
 
 def _weight(value: float) -> str:
-    return "bold" if value >= 0.9 else "" if value >= 0.5 else "dim"
+    return "bold" if round(value, 2) >= 0.9 else "" if value >= 0.5 else "dim"
 
 
 def _recommend(choices: "dict[int, Choice]", default: "Choice") -> None:
