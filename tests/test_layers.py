@@ -14,9 +14,11 @@ from conftest import LARGE, make_model, voice
 from test_cli import Run, run  # noqa: F401
 from torch import Tensor
 
+from distilkit import config
 from distilkit import layers as comparing
+from distilkit.assembly import resolve
 from distilkit.audio import load
-from distilkit.cli.layers import matrix
+from distilkit.cli.layers import matrix, span
 from distilkit.data import Skipped, find
 from distilkit.encoder import Encoder, encode, exact
 from distilkit.errors import DistilkitError
@@ -263,6 +265,11 @@ def test_the_default_scales_with_the_depth() -> None:
     ]
 
 
+def test_the_default_is_the_one_that_distillation_takes() -> None:
+    for depth in (1, 2, 6, 7, 12, 24, 48):
+        assert scaled(depth) == resolve(config.Recipe(), depth).objective.layers
+
+
 # ---------------------------------------------------------------------------------- what users see
 
 
@@ -332,6 +339,11 @@ def test_a_wide_table_is_thinned_with_a_note(width: int, shown: int) -> None:
     console = Console(width=width, record=True, file=io.StringIO())
     console.print(made)
     assert "…" not in console.export_text()
+
+
+def test_layers_as_text() -> None:
+    for layers, text in (([3], "3"), ([0, 1, 2], "0-2"), ([0, 4, 5, 9], "0,4-5,9"), ([], "")):
+        assert span(layers) == text
 
 
 def test_json_is_alone_on_stdout(run: Run, speech: Path, teacher_folder: Path) -> None:

@@ -201,11 +201,11 @@ def _recommend(choices: "dict[int, Choice]", default: "Choice") -> None:
 
 
 def _cells(value: "Choice") -> tuple[str, str, str]:
-    covers = " | ".join(_span(part) for part in value.covers)
+    covers = " | ".join(span(part) for part in value.covers)
     return ", ".join(map(str, value.layers)), f"{value.coverage:.3f}", covers
 
 
-def _span(layers: list[int]) -> str:
+def span(layers: list[int]) -> str:
     """Layers as text: `3-7`, `3`, or `0,4-5`."""
     parts: list[list[int]] = []
     for layer in layers:
