@@ -6,6 +6,7 @@ DiceHuBERT). `distilkit.units` writes units of recordings; training computes the
 Letters in names: B clips in a batch, S samples, T frames, K clusters, D width of a feature.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,9 +121,8 @@ def find(
 def save(codebook: Codebook, path: Path) -> None:
     """Write a codebook as one safetensors file."""
     named = {f"centres.{i}": tensor.contiguous() for i, tensor in enumerate(codebook.centres)}
-    layers = ",".join(map(str, codebook.layers))
-    about = {"features": codebook.features, "layers": layers, "model": codebook.model}
-    save_file(named, path, metadata=about)
+    about = {"features": codebook.features, "layers": codebook.layers, "model": codebook.model}
+    save_file(named, path, metadata={"codebook": json.dumps(about)})  # several keys have no order
 
 
 def load(path: Path) -> Codebook:
@@ -137,9 +137,9 @@ def load(path: Path) -> Codebook:
         raise DistilkitError(f"no codebook `{path}`", hint)
     try:
         with safe_open(path, "pt") as file:
-            about = file.metadata() or {}
+            about = json.loads((file.metadata() or {})["codebook"])
             centres = tuple(file.get_tensor(f"centres.{i}") for i in range(len(list(file.keys()))))
-        layers = tuple(int(layer) for layer in about["layers"].split(",") if layer)
+        layers = tuple(int(layer) for layer in about["layers"])
         features: config.Features = "mfcc" if about["features"] == "mfcc" else "layers"
         if not centres or (features == "layers" and len(layers) != len(centres)):
             raise ValueError("layers and centres do not pair")

@@ -474,8 +474,8 @@ def _finish(job: Job, distiller: Distiller) -> None:
             for name, value in distiller.heads.named().items()  # type: ignore[operator]
         }
         objective = job.recipe.objective
-        about = {"layers": ",".join(map(str, _layers(objective))), "objective": objective.name}
-        beside.write_bytes(save(named, metadata=about))
+        layers = ",".join(map(str, _layers(objective)))
+        beside.write_bytes(save(named, metadata={"layers": layers}))
     card = report.card(
         facts=job.facts,
         recipe=job.recipe,

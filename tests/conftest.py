@@ -136,6 +136,7 @@ def quick(*changes: str) -> config.Recipe:
             "batches.seconds=4",
             "batches.micro_seconds=4",
             "data.valid_fraction=0.2",
+            "objective.layers=[4,8,12]",
             *changes,
         ],
     )

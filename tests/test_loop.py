@@ -11,10 +11,10 @@ import torch
 from conftest import make_model, quick, voice
 
 from distilkit import config, loop
+from distilkit.assembly import build, loss_function
 from distilkit.batches import Batch, load
 from distilkit.data import collect
-from distilkit.distill import Distiller, build, objective
-from distilkit.encoder import Encoder, exact, frame_mask
+from distilkit.encoder import Encoder, exact
 from distilkit.errors import DistilkitError
 from distilkit.objectives import Loss
 from distilkit.runs import Run
@@ -39,19 +39,14 @@ class Setting:
         self.recipe = quick(*changes)
         teacher = Encoder(model=exact(make_model(**shape)), normalise=False)
         torch.manual_seed(1)
-        student, heads = build(teacher, self.recipe)
+        self.distiller, _ = build(teacher, self.recipe)
         self.accelerator = loop.accelerator("cpu", "fp32")
-        self.distiller = Distiller(student, heads)
         self.module, self.optimizer = self.accelerator.prepare(
             self.distiller, loop.optimizer(self.distiller, self.recipe.train)
         )
-        self.teach = LiveTargets(teacher, self.recipe.objective.layers)
-
-    def loss_of(self, module: torch.nn.Module, batch: Batch) -> Loss:
-        target = self.teach(batch.wave_BS, batch.lengths)
-        predicted = module(batch.wave_BS, batch.lengths)
-        mask = frame_mask(batch.lengths, predicted[0].shape[1], batch.wave_BS.device)
-        return objective(self.recipe.objective, predicted, target, mask)
+        teach = LiveTargets(teacher, self.recipe.objective.layers)
+        cpu = torch.device("cpu")
+        self.loss_of = loss_function(self.recipe, teach, None, lambda _: None, cpu)
 
     def fit(self, batches: Iterator[list[Batch]], start: int, steps: int) -> Iterator[loop.Step]:
         return loop.fit(

@@ -52,8 +52,8 @@ def test_the_paper_student_has_the_published_configuration() -> None:
 @pytest.mark.parametrize("changes", [{}, LARGE])
 def test_a_student_starts_from_its_teacher(changes: dict[str, object]) -> None:
     teacher = encoder(**changes)
-    student, fresh = students.build(teacher, config.Student())
-    assert fresh == []
+    student, begins = students.build(teacher, config.Student())
+    assert begins.fresh == ()
     weights = teacher.model.state_dict()
     for name, tensor in student.model.state_dict().items():
         assert torch.equal(tensor, weights[name]), name

@@ -16,9 +16,9 @@ import torch
 from transformers import HubertConfig, HubertModel
 
 from distilkit import config, loop, students
+from distilkit.assembly import Distiller, loss_function
 from distilkit.batches import Batch
-from distilkit.distill import Distiller, objective
-from distilkit.encoder import Encoder, exact, frame_mask, scale_conv_gradients
+from distilkit.encoder import Encoder, exact, scale_conv_gradients
 from distilkit.objectives import Heads
 from distilkit.targets import LiveTargets
 
@@ -74,22 +74,17 @@ def run(teacher: HubertModel, heads: Heads, wave_BS: torch.Tensor) -> list[loop.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     encoder = Encoder(model=exact(teacher), normalise=False)
-    student, fresh = students.build(encoder, config.Student(dropout=0.0))
-    assert not fresh
+    student, begins = students.build(encoder, config.Student(dropout=0.0))
+    assert not begins.fresh
     scale_conv_gradients(student.model, TRAIN.conv_gradient_scale)
     teach = LiveTargets(encoder, OBJECTIVE.layers)
     accelerator = loop.accelerator("cpu", "fp32")
-    distiller = Distiller(student, heads)
+    distiller = Distiller(student, heads, [student.depth])
     module, optimizer = accelerator.prepare(distiller, loop.optimizer(distiller, TRAIN))
     count, samples = wave_BS.shape
     batch = Batch(ids=("a",) * count, wave_BS=wave_BS, lengths=(samples,) * count)
-
-    def loss_of(module: torch.nn.Module, batch: Batch) -> Any:
-        target = teach(batch.wave_BS, batch.lengths)
-        predicted = module(batch.wave_BS, batch.lengths)
-        mask_BT = frame_mask(batch.lengths, predicted[0].shape[1], batch.wave_BS.device)
-        return objective(OBJECTIVE, predicted, target, mask_BT)
-
+    recipe = config.Recipe(objective=OBJECTIVE)
+    loss_of = loss_function(recipe, teach, None, lambda _: None, torch.device("cpu"))
     batches = itertools.repeat([batch])
     steps = loop.fit(accelerator, module, optimizer, batches, loss_of, TRAIN, start=0, steps=STEPS)
     result = list(steps)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch.nn.functional import cosine_similarity, logsigmoid
 from transformers import HubertModel
 
-from distilkit.objectives import Heads
+from distilkit.objectives import Heads, load_named
 
 
 def test_own_values() -> None:
@@ -33,7 +33,7 @@ def test_step_0_by_hand() -> None:
         lambda _m, _i, out: out.register_hook(lambda gradient: 0.1 * gradient) and None
     )
     last_BTD = student.train()(wave_BS).last_hidden_state
-    predicted = heads(last_BTD)
+    predicted = heads([last_BTD])
     loss = torch.zeros(())
     for prediction, layer in zip(predicted, (4, 8, 12), strict=True):
         target = hidden[layer]
@@ -60,12 +60,13 @@ def test_original_values(shared: Path) -> None:
     found = teacher.load_state_dict(weights, strict=False)
     assert not found.missing_keys
     assert all(name.startswith(("final_proj", "label_embs")) for name in found.unexpected_keys)
-    heads.load_named(
+    load_named(
+        heads,
         {
             name.removeprefix("student0."): tensor
             for name, tensor in tensors.items()
             if name.startswith("student0.output_layer")
-        }
+        },
     )
     steps = run(teacher, heads, tensors["wav"])
     first = steps[0]
