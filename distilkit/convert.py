@@ -175,10 +175,10 @@ def _s3prl(
         if key != "masked_spec_embed"
     }
     heads, layers, notes = checkpoint.heads or {}, list(checkpoint.head_layers), []
-    if set(heads) != HEADS:
-        layers, kind = [], "none"
+    if set(heads) != HEADS or not layers:
+        # Without heads s3prl's model returns its own layers, and wants one number for each.
+        layers, kind, target = list(range(encoder.depth + 1)), "self-hidden", encoder.width
         notes = ["no prediction heads: s3prl can use the student, but not train it further"]
-        target = encoder.width
     else:
         kind, target = "expand-last", int(heads["output_layer.2.weight"].shape[-1])
         weights |= {key: _ready(value) for key, value in heads.items()}
@@ -212,7 +212,7 @@ def _s3prl(
         "final_dim": target,
         "out_layer_type": kind,
         "task_emb_type": kind,
-        "n_tasks": max(1, len(layers)),
+        "n_tasks": len(layers),
         "pred_layer_id": layers,
         "loss_type": "l1",
         "feat_pen_loss": 0.0,

@@ -144,7 +144,9 @@ def _student_heads(path: Path) -> tuple[dict[str, Tensor] | None, tuple[int, ...
         return None, ()
     try:
         with safe_open(file, "pt") as held:
-            layers = tuple(int(n) for n in (held.metadata() or {})["layers"].split(","))
+            layers = tuple(
+                int(n) for n in (held.metadata() or {}).get("layers", "").split(",") if n
+            )
             return {name: held.get_tensor(name) for name in held.keys()}, layers  # noqa: SIM118
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise DistilkitError(
