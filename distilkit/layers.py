@@ -479,7 +479,8 @@ def draw(
     paths = [folder / picture for picture in PICTURES]
     folder.mkdir(parents=True, exist_ok=True)
     with (
-        matplotlib.rc_context({"svg.hashsalt": "distilkit"}),  # the same file every time
+        # The same file every time, with words that can be searched.
+        matplotlib.rc_context({"svg.hashsalt": "distilkit", "svg.fonttype": "none"}),
         warnings.catch_warnings(action="ignore"),  # of letters that the font lacks
     ):
         for path in paths:

@@ -4,6 +4,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -373,8 +374,13 @@ def test_pictures(run: Run, speech: Path, teacher_folder: Path, student_folder: 
         assert sorted(path.name for path in Path(name).iterdir()) == ["layers.png", "layers.svg"]
         with Image.open(f"{name}/layers.png") as image:
             assert min(image.size) >= 400
-            assert len(image.convert("RGB").getcolors(1 << 24) or []) > 100
-        assert "<svg" in Path(f"{name}/layers.svg").read_text()
+            white = (np.asarray(image.convert("RGB")) == 255).all(-1).mean()
+            assert white < (0.95 if more else 0.5)
+        words = re.findall(r"<text[^>]*>([^<]+)</text>", Path(f"{name}/layers.svg").read_text())
+        shown = sum(bool(re.fullmatch(r"[01]\.\d\d", word)) for word in words)
+        assert shown == 13 * (3 if more else 13)
+        wanted = {f"against {teacher_folder}"[-20:], "linear CKA", "layer", "12", "outlined: the"}
+        assert all(any(part in word for word in words) for part in wanted)
     code, out, err = run("layers", speech, "--model", teacher_folder, "--out", "one")
     assert (code, out) == (1, "")
     assert err == "error: `one/layers.png` exists\n\nhint: another --out\n"
