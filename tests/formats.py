@@ -15,12 +15,21 @@ import torch
 from conftest import voice
 from torch import Tensor, nn
 from torchaudio.models import Wav2Vec2Model, wav2vec2_model, wavlm_model
+from transformers import (
+    AutoModel,
+    Data2VecAudioConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Wav2Vec2Config,
+    WavLMConfig,
+)
 
 from distilkit import teachers
 from distilkit.encoder import Encoder, encode
 from distilkit.errors import DistilkitError
 from distilkit.teachers import Checkpoint
 
+STABLE = {"feat_extract_norm": "layer", "conv_bias": True, "do_stable_layer_norm": True}
 CONVS = "[(16,10,5)] + [(16,3,2)] * 4 + [(16,2,2)] * 2"
 SIZES: dict[str, dict[str, object]] = {
     "base": {"stable": False, "width": 128, "layers": 3},
@@ -135,6 +144,33 @@ def fairseq_file(weights: dict[str, Tensor], model: object, task: object) -> dic
         "extra_state": {"train_iterator": {"epoch": 1}, "metrics": {}},
         "last_optimizer_state": None,
     }
+
+
+FAMILIES: dict[str, tuple[type[PreTrainedConfig], dict[str, object]]] = {
+    "wav2vec 2.0": (Wav2Vec2Config, {}),
+    "wav2vec 2.0, large": (Wav2Vec2Config, STABLE),
+    "WavLM": (WavLMConfig, {}),
+    "WavLM, large": (WavLMConfig, {"feat_extract_norm": "layer", "do_stable_layer_norm": True}),
+    "data2vec": (Data2VecAudioConfig, {"num_conv_pos_embeddings": 3, "conv_pos_kernel_size": 7}),
+    "data2vec, even": (
+        Data2VecAudioConfig,
+        {"num_conv_pos_embeddings": 2, "conv_pos_kernel_size": 6},
+    ),
+}
+
+
+def family(
+    name: str, model: type[PreTrainedModel] | None = None, **changes: object
+) -> PreTrainedModel:
+    """A small model of another family, by stock transformers; its norms are not the identity."""
+    kind, settings = FAMILIES[name]
+    shape = kind(**{
+        "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64,
+        "conv_dim": [16] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4,
+        "layerdrop": 0.0, **settings, **changes,
+    })  # fmt: skip
+    torch.manual_seed(0)
+    return shaken(model(shape) if model else AutoModel.from_config(shape))  # type: ignore[return-value]
 
 
 def clip(seconds: float = 0.8) -> Tensor:

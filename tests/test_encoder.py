@@ -1,11 +1,13 @@
 """A clip gives the same whatever it is batched with, and the same as stock transformers alone."""
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from conftest import LARGE, make_model, voice
+from formats import FAMILIES, family
 from transformers import AutoModel, HubertModel, Wav2Vec2FeatureExtractor
 
 from distilkit.encoder import (
@@ -167,3 +169,115 @@ def test_auto_model_reads_what_exact_models_save(tmp_path_factory: pytest.TempPa
     assert all(
         torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True)
     )
+
+
+# ---------------------------------------------------------------------------------- other families
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("normalise", [False, True])
+def test_a_padded_clip_of_every_family_equals_the_clip_alone(name: str, normalise: bool) -> None:
+    stock = family(name)
+    encoder = Encoder(model=exact(copy.deepcopy(stock)), normalise=normalise)
+    clips = [0.3 + voice(n / 16_000 + 1e-6, n)[:n] for n in MIXED]
+    layers = list(range(encoder.depth + 1))
+    with torch.no_grad():
+        batch = encode(encoder, pad(clips), [len(clip) for clip in clips], layers)
+        again = encode(encoder, pad(clips[4:5]), [16_000], layers)  # lengths are forgotten
+    for index, clip in enumerate(clips):
+        for layer, wanted in enumerate(alone(stock, clip, normalise)):
+            got = batch[layer][index, : wanted.shape[1]]
+            assert (got - wanted[0]).norm() / wanted.norm() < 3e-5, (layer, len(clip))
+            if index == 4:
+                assert (again[layer] - wanted).norm() / wanted.norm() < 3e-5
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_in_double_precision_nothing_is_left_of_the_padding(name: str) -> None:
+    """What the test above allows is rounding: layer norms enlarge it where a clip is silent."""
+    model = exact(family(name)).double()
+    encoder = Encoder(model=model, normalise=True)
+    clips = [torch.from_numpy(voice(n / 16_000 + 1e-6, n)[:n]).double() for n in MIXED]
+    wave_BS = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
+    with torch.no_grad():
+        batch = encode(encoder, wave_BS, [len(clip) for clip in clips], [0, 1, 3])
+        for index, clip in enumerate(clips):
+            for got, wanted in zip(
+                batch, encode(encoder, clip[None], [len(clip)], [0, 1, 3]), strict=True
+            ):
+                assert (got[index, : wanted.shape[1]] - wanted[0]).norm() / wanted.norm() < 1e-11
+
+
+@pytest.mark.parametrize("name", ["data2vec", "WavLM", "wav2vec 2.0"])
+def test_stock_transformers_is_not_exact_for_other_families(name: str) -> None:
+    """Or the care taken of them would be needless. WavLM and wav2vec 2.0 share HuBERT's group norm."""
+    model = family(name)
+    clips = [voice(1.0, 1), voice(2.0, 2)]
+    mask = torch.tensor([[1] * 16_000 + [0] * 16_000, [1] * 32_000])
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the masks of WavLM
+        padded = model(pad(clips), attention_mask=mask).last_hidden_state[0, :49]
+    wanted = alone(model, clips[0], False)[-1][0]
+    assert (padded - wanted).norm() / wanted.norm() > 1e-3
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_exact_keeps_every_familys_state_dict(name: str) -> None:
+    stock = family(name)
+    model = exact(copy.deepcopy(stock))
+    assert list(model.state_dict()) == list(stock.state_dict())
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), stock.parameters(), strict=True)
+    )
+    assert exact(model) is model
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradients_of_every_family_equal_those_alone(name: str) -> None:
+    clips = [voice(n / 16_000 + 1e-6, n)[:n] for n in (5_000, 16_000, 9_000)]
+    still = dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.0)  # fmt: skip
+    gradients = []
+    for groups in ([[0, 1, 2]], [[0], [1], [2]]):
+        model = exact(family(name, apply_spec_augment=False, **still)).train()
+        for group in groups:
+            chosen = [clips[i] for i in group]
+            lengths = [len(clip) for clip in chosen]
+            (hidden,) = encode(Encoder(model=model, normalise=False), pad(chosen), lengths, [3])
+            mask = frame_mask(lengths, hidden.shape[1], hidden.device)
+            hidden[mask].pow(2).sum().backward()
+        gradients.append(
+            torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        )
+    assert (gradients[1] - gradients[0]).norm() / gradients[0].norm() < 1e-5
+
+
+def test_wavlms_attention_equals_the_stock_one_in_gradients_too() -> None:
+    stock = family(
+        "WavLM",
+        apply_spec_augment=False,
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
+        activation_dropout=0.0,
+    )
+    lean = exact(copy.deepcopy(stock))
+    for model in (stock, lean):
+        model.train()(pad([voice(0.5, 1)])).last_hidden_state.pow(2).sum().backward()
+    largest = max(float(p.grad.abs().max()) for p in stock.parameters() if p.grad is not None)
+    for (name, a), (_, b) in zip(stock.named_parameters(), lean.named_parameters(), strict=True):
+        if a.grad is not None:
+            torch.testing.assert_close(b.grad, a.grad, rtol=1e-4, atol=1e-5 * largest, msg=name)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_can_be_truncated_and_shown_masked_frames(name: str) -> None:
+    encoder = Encoder(model=exact(family(name)), normalise=False)
+    wave_BS = pad([voice(1.0, 1)])
+    hidden_BT = torch.zeros(1, 49, dtype=torch.bool)
+    hidden_BT[0, 5:15] = True
+    with torch.no_grad():
+        wanted = encode(encoder, wave_BS, [16_000], [0, 2])
+        masked = encode(encoder, wave_BS, [16_000], [0, 2], hidden_BT)
+        truncate(encoder, 2)
+        got = encode(encoder, wave_BS, [16_000], [0, 2])
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+    assert not torch.allclose(masked[0], wanted[0])
