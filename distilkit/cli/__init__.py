@@ -8,7 +8,7 @@ from typing import NoReturn
 import typer
 
 from distilkit import __version__
-from distilkit.cli import convert, demo, distill, doctor, embed, inspect, layers, recipes
+from distilkit.cli import convert, demo, distill, doctor, embed, inspect, layers, recipes, units
 from distilkit.errors import DistilkitError
 
 app = typer.Typer(
@@ -43,6 +43,7 @@ def _root(
 app.command("distill")(distill.distill)
 app.command("embed")(embed.embed)
 app.command("layers")(layers.layers)
+app.command("units")(units.units)
 app.command("convert")(convert.convert)
 app.command("inspect")(inspect.inspect)
 app.command("demo")(demo.demo)

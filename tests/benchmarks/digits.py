@@ -69,14 +69,21 @@ def main() -> None:
         right = probes.linear_probe(features, digits, speakers)
         mean = float(np.mean(list(right.values())))
         results[name] = {**right, "mean": mean}
-        print(f"{name:40} " + "  ".join(f"{s} {a:.1%}" for s, a in right.items()) + f"  mean {mean:.1%}", flush=True)
+        print(
+            f"{name:40} "
+            + "  ".join(f"{s} {a:.1%}" for s, a in right.items())
+            + f"  mean {mean:.1%}",
+            flush=True,
+        )
 
     if asked.floors:
         show("log-mel mean and deviation", probes.log_mel(clips))
     for name in asked.models:
         encoder, _ = teachers.load(name)
         layers = [encoder.depth] if asked.last else list(range(encoder.depth + 1))
-        tried = [(name, encoder)] + ([(f"untrained as {name}", untrained(encoder))] if asked.floors else [])
+        tried = [(name, encoder)] + (
+            [(f"untrained as {name}", untrained(encoder))] if asked.floors else []
+        )
         for label, model in tried:
             states = probes.pooled(model, clips, layers)
             for place, layer in enumerate(layers):

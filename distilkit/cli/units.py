@@ -1,0 +1,102 @@
+"""`distilkit units`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def units(
+    audio: Annotated[list[str], typer.Argument(help="Folders, audio files, lhotse manifests.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.", show_default=False)],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Checkpoint, run, hub id or `tiny`; without one, units of MFCC.",
+            show_default=False,
+        ),
+    ] = None,
+    layer: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Layer of the model; the middle one by default.", show_default=False
+        ),
+    ] = None,
+    clusters: Annotated[int, typer.Option(min=2, help="How many units.")] = 100,
+    codebook: Annotated[
+        Path | None,
+        typer.Option(help="Use this codebook in place of finding one.", show_default=False),
+    ] = None,
+    minutes: Annotated[
+        float, typer.Option(min=0.01, help="Minutes of audio that the clusters are found on.")
+    ] = 60.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of audio and clusters.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Cluster frames into hidden units, as HuBERT does, and write the units of each recording.
+
+    `distilkit units ./my_audio --model tiny --layer 6 --clusters 100 --out units`
+    """
+    from distilkit.cli import console
+    from distilkit.errors import DistilkitError
+    from distilkit.hub import locate
+
+    if model is None and layer is not None:
+        raise DistilkitError(f"`--layer {layer}` of no model", f"--model tiny --layer {layer}")
+    if model:
+        locate(model)  # before the imports that take seconds
+
+    from distilkit import plan, teachers
+    from distilkit import units as hidden
+    from distilkit.config import Train
+
+    encoder = None
+    if model:
+        encoder, checkpoint = teachers.load(model)
+        for note in checkpoint.notes:
+            console.say(f"model: {note}")
+    made = hidden.units(
+        audio,
+        out,
+        model=encoder,
+        layer=layer,
+        clusters=clusters,
+        codebook=codebook,
+        minutes=minutes,
+        seed=seed,
+        device=plan.device(Train())[0],
+        track=console.track,
+    )
+    failed = [item for item in made.skipped if item.kind == "unusable"]
+    for item in failed:
+        console.say(f"left out {item.path}: {item.reason}")
+    count = len(made.codebook.centres[0])
+    source = f"layer {made.codebook.layers[0]} of {model}" if model else "MFCC"
+    if json:
+        console.document(
+            {
+                "output": str(made.folder),
+                "of": source,
+                "clusters": count,
+                "used": made.used,
+                "perplexity": round(made.perplexity, 2),
+                "frames_per_run": round(made.run_frames, 3),
+                "windows": made.windows,
+                "seconds": round(made.seconds, 3),
+                "skipped": len(made.skipped),
+            }
+        )
+    else:
+        rows = [
+            ("units of", source, f"{plan.clock(made.seconds)} in {made.windows} windows"),
+            (
+                "units",
+                str(count),
+                f"{made.used} occur, worth {made.perplexity:.0f} equally likely ones",
+            ),
+            ("a unit lasts", f"{made.run_frames * 20:.0f} ms", "on average"),
+        ]
+        console.show(console.table("distilkit units", ("what", "value", "why"), rows))
+        console.result(str(made.folder))
+    if failed:
+        raise typer.Exit(1)

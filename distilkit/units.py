@@ -1,0 +1,165 @@
+"""Hidden units of recordings, as HuBERT and DiceHuBERT use them: found by k-means, written as text."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from distilkit import codebooks, config, data
+from distilkit.audio import frames
+from distilkit.batches import whole
+from distilkit.codebooks import Codebook
+from distilkit.encoder import Encoder, fingerprint
+from distilkit.errors import DistilkitError
+from distilkit.runs import replacing, write_text
+from distilkit.targets import LiveTargets, Targets, live_mfcc, live_units
+
+MICRO_SECONDS = 60.0  # audio in memory at once, padding counted
+WINDOWS = config.Data(valid_fraction=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Units:
+    """What was written."""
+
+    folder: Path
+    codebook: Codebook
+    windows: int
+    seconds: float
+    used: int  # units that occur
+    perplexity: float  # 2 to the entropy of the units: how many they are worth
+    run_frames: float  # frames until the unit changes, on average
+    skipped: list[data.Skipped]
+
+
+def units(
+    audio: Sequence[str | Path],
+    out: Path,
+    *,
+    model: Encoder | None = None,
+    layer: int | None = None,
+    clusters: int = 100,
+    codebook: Path | None = None,
+    minutes: float = 60.0,
+    seed: int = 0,
+    device: str = "cpu",
+    track: data.Tracker = data.untracked,
+) -> Units:
+    """Find clusters of frames and write which one each frame of each recording is.
+
+    The folder holds `codebook.safetensors` (for `objective.codebook`), `units.jsonl` (one window a
+    line: recording, start, seconds, units at 50 a second), `units.km` (the same units as fairseq
+    writes them) and `skipped.tsv`.
+
+    Args:
+        audio: folders, files or lhotse manifests.
+        out: the folder to write; must not exist.
+        model: whose layer is clustered; None clusters MFCC.
+        layer: which layer; the middle one when None.
+        clusters: how many.
+        codebook: use these clusters in place of finding some.
+        minutes: of audio that the clusters are found on.
+        seed: of the choice of audio and of k-means.
+        device: where the model runs.
+        track: wraps an iterable to show progress.
+
+    Raises:
+        DistilkitError: no such layer, too little audio, a codebook that does not fit, `out` exists.
+    """
+    if out.exists():
+        raise DistilkitError(f"`{out}` exists", "another --out")
+    seen, layers, name = _features(model, layer, device)
+    clips, skipped = data.survey(audio, WINDOWS, track=track)
+    windows = [cut for clip in clips for cut in data.cuts(clip)]
+    if not windows:
+        raise DistilkitError("no usable audio in " + ", ".join(f"`{a}`" for a in audio))
+    if codebook is not None:
+        found = codebooks.load(codebook)
+        _check(found, codebook, layers, name)
+    else:
+        chosen = data.some(windows, minutes * 60, seed)
+        batches = track(
+            whole(chosen, MICRO_SECONDS), description="finding clusters", total=len(chosen)
+        )
+        found = codebooks.find(
+            (
+                (_no_grad(seen, batch.wave_BS.to(device), batch.lengths), batch.lengths)
+                for batch in batches
+            ),
+            clusters,
+            features="layers" if model else "mfcc",
+            layers=layers,
+            seed=seed,
+            model=name,
+        )
+    of = live_units(seen, found)
+    written: dict[str, list[int]] = {}
+    for batch in track(whole(windows, MICRO_SECONDS), description="units", total=len(windows)):
+        (unit_BT,) = of(batch.wave_BS.to(device), batch.lengths)
+        for id, unit_T, length in zip(batch.ids, unit_BT.tolist(), batch.lengths, strict=True):
+            written[id] = unit_T[: frames(length)]
+    with replacing(out) as beside:
+        beside.mkdir(parents=True)
+        codebooks.save(found, beside / "codebook.safetensors")
+        lines = [
+            {
+                "recording": cut.recording.id,
+                "start": round(cut.start, 4),
+                "seconds": round(cut.duration, 4),
+                "units": written[cut.id],
+            }
+            for cut in windows
+        ]
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        write_text(beside / "units.jsonl", text)
+        rows = "".join(" ".join(map(str, written[cut.id])) + "\n" for cut in windows)
+        write_text(beside / "units.km", rows)
+        write_text(beside / "skipped.tsv", data.dump_skipped(skipped))
+    counts = Counter(unit for row in written.values() for unit in row)
+    total = sum(counts.values())
+    changes = sum(sum(a != b for a, b in zip(r, r[1:], strict=False)) + 1 for r in written.values())
+    entropy = -sum(n / total * math.log2(n / total) for n in counts.values())
+    return Units(
+        folder=out,
+        codebook=found,
+        windows=len(windows),
+        seconds=sum(cut.duration for cut in windows),
+        used=len(counts),
+        perplexity=2**entropy,
+        run_frames=total / changes,
+        skipped=skipped,
+    )
+
+
+def _features(
+    model: Encoder | None, layer: int | None, device: str
+) -> tuple[Targets, list[int], str]:
+    """What is clustered, the layers, and the model's fingerprint."""
+    if model is None:
+        return live_mfcc, [], ""
+    chosen = (model.depth + 1) // 2 if layer is None else layer
+    if not 0 <= chosen <= model.depth:
+        raise DistilkitError(
+            f"no layer `{chosen}`: the model has {model.depth}", f"--layer {model.depth}"
+        )
+    name = fingerprint(model.model)  # before the layers above are dropped
+    model.model.to(device)
+    return LiveTargets(model, [chosen]), [chosen], name
+
+
+def _check(found: Codebook, path: Path, layers: list[int], name: str) -> None:
+    if list(found.layers) != layers or found.model not in ("", name):
+        other = " of another model" if found.model not in ("", name) else ""
+        raise DistilkitError(
+            f"the codebook `{path}` is of {found.features} {list(found.layers)}{other}, not {layers}",
+            "leave out --codebook to find clusters anew",
+        )
+
+
+def _no_grad(seen: Targets, wave_BS: torch.Tensor, lengths: Sequence[int]) -> list[torch.Tensor]:
+    with torch.no_grad():
+        return seen(wave_BS, lengths)
