@@ -151,7 +151,8 @@ def features(
     """What the student predicts, or what its units are clusters of."""
     if settings.features == "mfcc":
         return live_mfcc
-    assert teacher is not None and isinstance(settings.layers, list)
+    assert teacher is not None
+    assert isinstance(settings.layers, list)
     return LiveTargets(teacher, settings.layers, arithmetic or nullcontext())
 
 

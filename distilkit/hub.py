@@ -15,6 +15,7 @@ from huggingface_hub.errors import (
 from distilkit.errors import DistilkitError, did_you_mean
 from distilkit.runs import newest_run
 
+BUILT_IN = {"tiny": Path(__file__).parent / "assets" / "tiny"}  # models inside the package
 DEFAULT_TEACHER = "facebook/hubert-base-ls960"
 DEFAULT_MODEL = "ntu-spml/distilhubert"
 FILES = ["*.json", "model*.safetensors", "heads.safetensors", "pytorch_model*.bin", "README.md"]
@@ -33,13 +34,15 @@ def locate(name: str) -> Path:
     """The path behind a name: a folder or file, a run's student, or a hub id's local copy.
 
     Of `FILE:PART` it is the file. A bundle's name, `torchaudio:NAME`, is returned as it is: where its
-    weights lie only torchaudio knows.
+    weights lie only torchaudio knows. `tiny` is the model inside the package; `./tiny` is a folder.
 
     Raises:
         DistilkitError: nothing there.
     """
     if name.startswith(TORCHAUDIO):
         return Path(name)
+    if name in BUILT_IN:
+        return BUILT_IN[name]
     try:
         path = Path(os.path.expanduser(split(name)[0]))  # expanduser of Path raises for no user
         return _local(name, path) or download(name)

@@ -41,8 +41,9 @@ def card(
         if teacher
         else f"# A {size / 1e6:.2f} M HuBERT",
         "",
-        f"A speech encoder {'distilled' if teacher else 'pre-trained'} with distilkit. It turns mono 16 kHz audio into 50 vectors of "
-        f"{student.width} numbers a second. It has no tokenizer and does not transcribe.",
+        f"A speech encoder {'distilled' if teacher else 'pre-trained'} with distilkit. It turns "
+        f"mono 16 kHz audio into 50 vectors of {student.width} numbers a second. "
+        "It has no tokenizer and does not transcribe.",
         "",
         "```python",
         "from transformers import AutoFeatureExtractor, AutoModel",

@@ -7,10 +7,12 @@ resampled to 16 kHz with soxr, gets a seeded gain, seeded silence at both ends a
 noise, and is stored as Ogg Opus (Ogg Vorbis at its smallest is over half as large again).
 
 The encoder gives each Ogg stream a random serial number, so the pages are renumbered afterwards.
+Twelve more English voices say single words into ``words/``, for a probe.
+
 With the same espeak-ng, libsndfile, soxr and numpy on the same kind of processor a second run
 writes byte-identical files.
 
-Usage: ``python distilkit/assets/synthesise.py [FOLDER]``
+Usage: ``python distilkit/assets/synthesise.py [FOLDER]`` writes FOLDER/speech and FOLDER/words
 """
 
 from __future__ import annotations
@@ -43,6 +45,26 @@ SHARED_ENGLISH = (
 SHARED_GERMAN = (
     "Guten Tag, ich hätte gern zwei Brötchen und einen Kaffee.",
     "Heute Morgen war es so kalt, dass die Fensterscheiben am Auto gefroren waren.",
+)
+
+
+WORDS = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+    *("yes", "no", "stop", "go", "left", "right", "up", "down", "on", "off"),
+)
+WORD_VOICES = (  # espeak-ng voice and variant, pitch, words a minute
+    ("en-us+m1", 35, 150),
+    ("en-us+f2", 60, 165),
+    ("en-us+m7", 50, 175),
+    ("en-us+f4", 75, 150),
+    ("en-gb+m3", 45, 160),
+    ("en-gb+f1", 65, 170),
+    ("en-gb+m5", 25, 140),
+    ("en-gb+f3", 80, 180),
+    ("en-gb-scotland+m2", 40, 155),
+    ("en-gb-scotland+f5", 70, 165),
+    ("en-gb-x-rp+m4", 55, 170),
+    ("en-gb-x-rp+f2", 55, 145),
 )
 
 
@@ -363,13 +385,35 @@ def encode(samples: npt.NDArray[np.float32], serial: int) -> bytes:
 
 
 def synthesise(folder: Path) -> float:
-    """Write all clips and ``metadata.csv`` into `folder`; return the seconds written."""
+    """Write the sentences and `metadata.csv` into `folder`; return the seconds written."""
+    return write(folder, SPEAKERS, SEED)
+
+
+def words(folder: Path) -> float:
+    """Write the single words and `metadata.csv` into `folder`; return the seconds written."""
+    speakers = tuple(
+        Speaker(
+            name=f"voice-{number:02d}",
+            language="en",
+            voice=voice,
+            pitch=pitch,
+            speed=speed,
+            noise_db=-58.0,
+            sentences=WORDS,
+        )
+        for number, (voice, pitch, speed) in enumerate(WORD_VOICES, start=1)
+    )
+    return write(folder, speakers, SEED + 1)
+
+
+def write(folder: Path, speakers: tuple[Speaker, ...], seed: int) -> float:
+    """Write what the speakers say, and `metadata.csv`; return the seconds written."""
     rows: list[tuple[str, str, str, str, str]] = []
     total = 0.0
-    for which, speaker in enumerate(SPEAKERS, start=1):
+    for which, speaker in enumerate(speakers, start=1):
         (folder / speaker.name).mkdir(parents=True, exist_ok=True)
         for number, text in enumerate(speaker.sentences, start=1):
-            rng = np.random.default_rng([SEED, which, number])
+            rng = np.random.default_rng([seed, which, number])
             samples = colour(speak(text, speaker), speaker.noise_db, rng)
             name = f"{speaker.name}/{number:03d}.ogg"
             (folder / name).write_bytes(encode(samples, serial=1000 * which + number))
@@ -384,5 +428,6 @@ def synthesise(folder: Path) -> float:
 
 
 if __name__ == "__main__":
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "speech"
-    print(f"{synthesise(target) / 60:.1f} minutes in {target}")
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
+    for name, make in (("speech", synthesise), ("words", words)):
+        print(f"{make(target / name) / 60:.1f} minutes in {target / name}")

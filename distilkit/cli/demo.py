@@ -1,9 +1,13 @@
 """`distilkit demo`."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from distilkit.demo import Kept
 
 
 def demo(
@@ -13,11 +17,15 @@ def demo(
             help="Folder for all that is made; a new `demo` by default.", show_default=False
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 30,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Optimizer steps; the recipe's by default.", show_default=False),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Go the whole way on built-in speech, offline, in about a minute.
+    """Go the whole way offline, on the built-in teacher and speech, in a few minutes.
 
-    `distilkit demo` makes a teacher, distils a student from it, and embeds a recording.
+    `distilkit demo` distils a student, shows what it kept, and embeds a recording.
     """
     from distilkit import demo as built_in
     from distilkit import teachers
@@ -34,21 +42,54 @@ def demo(
         raise DistilkitError(
             f"`{out}` is not an empty folder", "distilkit demo --out another-folder"
         )
-    console.say(
-        "This teacher is small and has random weights: it shows the way, its student knows nothing."
-    )
-    teacher = built_in.write_random_teacher(out / "teacher")
     job = prepare(
         [built_in.speech()],
-        teacher=str(teacher),
+        teacher="tiny",
         out=out / "run",
-        recipe=load_recipe("smoke", [f"train.steps={steps}"]),
+        recipe=load_recipe("demo", [f"train.steps={steps}"] if steps else []),
         track=console.track,
     )
     command._announce(job)
-    command._train(job, json=False)
-    encoder, _ = teachers.load(str(out / "run"))
+    command._run(job)
+    student, _ = teachers.load(str(out / "run"))
+    teacher, _ = teachers.load("tiny")
+    console.say("asking both what they hear ...")
+    kept = built_in.compare(student, teacher)
     recording = next(built_in.examples())
-    embedded, _, target = embed([recording], encoder, out=out / f"{recording.stem}.npy")
+    embedded, _, target = embed([recording], student, out=out / f"{recording.stem}.npy")
+    if json:
+        console.document(
+            {"student": str(out / "run" / "student"), "embedding": str(target), **asdict(kept)}
+        )
+        return
+    _show(kept)
+    console.result(f"{out / 'run' / 'student'}")
     console.result(f"{target}\t{embedded[0].shape}\t{embedded[0].seconds:.2f} s")
-    console.say(f"next: distilkit distill YOUR_AUDIO; distilkit embed FILE --model {out / 'run'}")
+    console.say("Next, with your own recordings and a real teacher:")
+    console.say("  distilkit distill ./my_audio --teacher facebook/hubert-base-ls960")
+    console.say(f"  distilkit embed file.wav --model {out / 'run'}")
+
+
+def _show(kept: "Kept") -> None:
+    from distilkit.cli import console
+
+    size = kept.student_parameters / kept.teacher_parameters
+    words = kept.student_words / kept.teacher_words
+    rows = [
+        (
+            "size",
+            f"{kept.student_parameters / 1e6:.2f} M",
+            f"{kept.teacher_parameters / 1e6:.2f} M",
+            f"{1 - size:.0%} smaller",
+        ),
+        ("forward pass", "", "", f"{kept.speed_up:.1f} times as fast, on this machine"),
+        (
+            "words told apart",
+            f"{kept.student_words:.1%}",
+            f"{kept.teacher_words:.1%}",
+            f"{words:.0%} kept; log-mel without a model {kept.log_mel_words:.1%}",
+        ),
+    ]
+    title = "what the student kept"
+    console.show(console.table(title, ("", "student", "teacher", "so"), rows), to_result=True)
+    console.say("Words: 20 of them, said by synthesised voices that the probe had not met.")

@@ -176,7 +176,8 @@ def _plan(job: "Job", json: bool) -> None:
     console.show(console.table("plan", ("what", "value", "why"), rows), to_result=True)
 
 
-def _train(job: "Job", json: bool) -> None:
+def _run(job: "Job") -> float:
+    """Train to the end, showing how it goes, and return the seconds; stopped, say how to go on."""
     from distilkit import plan
     from distilkit.cli import console
     from distilkit.distill import disk_bytes, train
@@ -191,6 +192,14 @@ def _train(job: "Job", json: bool) -> None:
         console.say(f"saved after step {number} of {job.plan.steps}")
         console.say(f"go on with: distilkit distill --resume --out {job.run.folder}")
         raise typer.Exit(130)
+    return time.monotonic() - began
+
+
+def _train(job: "Job", json: bool) -> None:
+    from distilkit import plan
+    from distilkit.cli import console
+
+    seconds = _run(job)
     student = job.run.folder / "student"
     if json:
         rows = [row["valid"] for row in job.run.rows("metrics.jsonl") if "valid" in row]
@@ -198,7 +207,7 @@ def _train(job: "Job", json: bool) -> None:
             {"student": str(student), "steps": job.plan.steps, "valid": rows[-1] if rows else None}
         )
         return
-    console.say(f"done in {plan.clock(time.monotonic() - began)}")
+    console.say(f"done in {plan.clock(seconds)}")
     console.result(f"{student}")
 
 
