@@ -85,6 +85,20 @@ def fairseq_weights(model: Wav2Vec2Model) -> dict[str, Tensor]:
         for name, tensor in module.named_parameters(recurse=False):
             found[f"{prefix}.{name}"] = tensor.detach().clone()
 
+    def gated(prefix: str, attention: nn.Module) -> None:
+        """WavLM's, as its authors name it."""
+        packed = attention.attention
+        for part, rows in (("q", 0), ("k", 1), ("v", 2)):
+            width = packed.embed_dim
+            rows_of = slice(rows * width, rows * width + width)
+            found[f"{prefix}.{part}_proj.weight"] = packed.in_proj_weight.detach()[rows_of].clone()
+            found[f"{prefix}.{part}_proj.bias"] = packed.in_proj_bias.detach()[rows_of].clone()
+        put(f"{prefix}.out_proj", packed.out_proj)
+        put(f"{prefix}.grep_linear", attention.gru_rel_pos_linear)
+        found[f"{prefix}.grep_a"] = attention.gru_rel_pos_const.detach().clone()
+        if attention.rel_attn_embed is not None:
+            put(f"{prefix}.relative_attention_bias", attention.rel_attn_embed)
+
     transformer = model.encoder.transformer
     for i, block in enumerate(model.feature_extractor.conv_layers):
         put(f"feature_extractor.conv_layers.{i}.0", block.conv)
@@ -100,11 +114,14 @@ def fairseq_weights(model: Wav2Vec2Model) -> dict[str, Tensor]:
     found["encoder.pos_conv.0.weight_g"] = parts.original0.detach().clone()
     found["encoder.pos_conv.0.weight_v"] = parts.original1.detach().clone()
     for i, layer in enumerate(transformer.layers):
-        for part in ("q", "k", "v", "out"):
-            put(
-                f"encoder.layers.{i}.self_attn.{part}_proj",
-                getattr(layer.attention, f"{part}_proj"),
-            )
+        if hasattr(layer.attention, "q_proj"):
+            for part in ("q", "k", "v", "out"):
+                put(
+                    f"encoder.layers.{i}.self_attn.{part}_proj",
+                    getattr(layer.attention, f"{part}_proj"),
+                )
+        else:
+            gated(f"encoder.layers.{i}.self_attn", layer.attention)
         put(f"encoder.layers.{i}.self_attn_layer_norm", layer.layer_norm)
         put(f"encoder.layers.{i}.fc1", layer.feed_forward.intermediate_dense)
         put(f"encoder.layers.{i}.fc2", layer.feed_forward.output_dense)

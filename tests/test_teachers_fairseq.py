@@ -177,6 +177,71 @@ def test_wav2vec_2(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("stable", [False, True])
+def test_wavlm_as_its_authors_wrote_it(tmp_path: Path, stable: bool) -> None:
+    model = reference(wavlm=True, stable=stable)
+    told = settings(stable=stable) | {
+        "relative_position_embedding": True, "gru_rel_pos": True, "num_buckets": 40, "max_distance": 800, "normalize": stable,
+    }  # fmt: skip
+    del told["_name"]
+    encoder, checkpoint = read(
+        saved({"cfg": told, "model": fairseq_weights(model)}, tmp_path / "WavLM.pt")
+    )
+    assert assert_same(model, encoder) < 1e-5
+    assert (checkpoint.family, encoder.normalise, checkpoint.notes) == ("wavlm", stable, ())
+    path = saved(
+        {"cfg": told | {"gru_rel_pos": False}, "model": fairseq_weights(model)}, tmp_path / "b.pt"
+    )
+    assert (
+        refused(path)[0]
+        == f"`{path}` has no gated relative positions, which no model here computes"
+    )
+
+
+@pytest.mark.parametrize("place", ["model", "task"])
+def test_settings_that_hold_themselves(tmp_path: Path, place: str) -> None:
+    content = fairseq_file(fairseq_weights(reference()), settings(), {})
+    content["cfg"][place]["again"] = content["cfg"]  # type: ignore[index]
+    assert (
+        refused(saved(content, tmp_path / "a.pt"))[0]
+        == "the settings in a checkpoint are nested without end"
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("conv_pos", "many"),
+        ("pos_conv_depth", [1]),
+        ("encoder_layers", "12a"),
+        ("activation_fn", []),
+    ],
+)
+def test_settings_of_another_kind(tmp_path: Path, key: str, value: object) -> None:
+    """One clear error each, whatever a damaged or hostile file holds."""
+    assert written(tmp_path / "a.pt", **{key: value}) in refused(tmp_path / "a.pt")[0]
+
+
+def test_weights_of_another_kind(tmp_path: Path) -> None:
+    weights: dict[object, object] = {
+        **fairseq_weights(reference()),
+        7: torch.ones(1),
+        "mask_emb": "text",
+    }
+    path = saved(fairseq_file(weights, settings(), {}), tmp_path / "a.pt")  # type: ignore[arg-type]
+    assert (
+        refused(path)[0]
+        == f"the weights in `{path}` do not fit its settings: unexpected `7`, `mask_emb`"
+    )
+    assert (
+        "lack encoder_layers"
+        in refused(saved({"model": {1: 2}, "cfg": {3: 4}}, tmp_path / "b.pt"))[0]
+    )
+    assert refused(saved({"model": [], "model_cfg": 1, "model_weight": 2}, tmp_path / "c.pt"))[
+        0
+    ].startswith("the settings in `")
+
+
 def test_data2vec(tmp_path: Path) -> None:
     """Five positional convolutions; the reference is stock transformers, its modules written out by hand."""
     torch.manual_seed(0)

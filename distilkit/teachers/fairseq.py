@@ -1,9 +1,10 @@
 """fairseq's `.pt`, read without fairseq: HuBERT, wav2vec 2.0 and data2vec, pre-trained or fine-tuned.
 
-Also the files that s3prl makes of them (`task_cfg`, `model_cfg`, `model_weight`).
+Also the files that s3prl makes of them (`task_cfg`, `model_cfg`, `model_weight`), and WavLM's own
+`.pt`, which has the same form.
 
 Source: `fairseq/checkpoint_utils.py` and `fairseq/models/hubert/hubert_asr.py`; s3prl
-`upstream/hubert/convert.py`.
+`upstream/hubert/convert.py`; github.com/microsoft/unilm, `wavlm/WavLM.py`.
 """
 
 from collections.abc import Mapping
@@ -53,7 +54,7 @@ def read(source: Source) -> Checkpoint:
         DistilkitError: no settings, a model that transformers cannot compute, weights that do not fit.
     """
     held = source.content
-    weights: Mapping[str, Any] = held.get("model") or held["model_weight"]
+    weights = {str(key): value for key, value in _mapping(held).items()}
     settings, task = _settings(source)
     inner = [name for name in weights if INNER in name]
     if inner:
@@ -81,6 +82,11 @@ def read(source: Source) -> Checkpoint:
         left_out=HEADS,
         notes=notes,
     )
+
+
+def _mapping(held: Mapping[str, Any]) -> Mapping[Any, Any]:
+    found = held.get("model") or held.get("model_weight")
+    return found if isinstance(found, Mapping) else {}
 
 
 def _settings(source: Source) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -118,6 +124,8 @@ def _family(
 ) -> str:
     """Which model it is, by the name in its settings, else by its weights."""
     name = str(settings.get("_name") or settings.get("arch") or "")
+    if settings.get("relative_position_embedding"):
+        return "wavlm"
     if "data2vec" in name or "encoder.pos_conv.1.0.weight" in weights:
         return "data2vec-audio"
     hubert = "hubert" in name or "label_embs_concat" in weights or "dictionaries_symbols" in held

@@ -5,7 +5,6 @@ other name. To those it knows the few below are added. Names of other libraries 
 keeps what it is given and does nothing, so fairseq, omegaconf and s3prl need not be installed.
 """
 
-import argparse
 import collections
 import re
 import warnings
@@ -23,7 +22,7 @@ from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_g
 from distilkit.errors import DistilkitError
 
 AGAIN = "download it again; in a git clone: git lfs pull"
-SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".th", ".safetensors")
+DEEPEST = 50  # containers within one another, in settings
 
 
 class Inert:
@@ -104,7 +103,7 @@ def load(path: Path) -> dict[str, Any]:
             f"`{path}` holds a `{type(content).__name__}`, not the weights of a model",
             "give a checkpoint as it was published",
         )
-    return dict(content)
+    return {str(name): value for name, value in content.items()}
 
 
 @contextmanager
@@ -132,21 +131,25 @@ def unsafe(path: Path, name: str | None) -> DistilkitError:
     )
 
 
-def plain(value: Any) -> Any:
-    """Settings as plain containers, whatever kept them: dicts, a Namespace, omegaconf's nodes."""
+def plain(value: Any, depth: int = 0) -> Any:
+    """Settings as plain containers, whatever kept them: dicts, a Namespace, omegaconf's nodes.
+
+    Raises:
+        DistilkitError: they hold themselves, or are nested beyond reason.
+    """
+    if depth > DEEPEST:
+        raise DistilkitError("the settings in a checkpoint are nested without end", AGAIN)
     if isinstance(value, Inert):
         state = value.state
         if isinstance(state, Mapping) and "_content" in state:
-            return plain(state["_content"])
+            return plain(state["_content"], depth + 1)
         if isinstance(state, Mapping) and "_val" in state:
-            return plain(state["_val"])
-        return plain(state)
-    if isinstance(value, argparse.Namespace):
-        return plain(vars(value))
+            return plain(state["_val"], depth + 1)
+        return plain(state, depth + 1)
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
+        return {str(key): plain(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [plain(item, depth + 1) for item in value]
     return value
 
 

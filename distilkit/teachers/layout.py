@@ -1,7 +1,8 @@
-"""fairseq's names and settings, which s3prl and LightHuBERT share.
+"""fairseq's names and settings, which s3prl, LightHuBERT and WavLM share.
 
 Source: `fairseq/models/wav2vec/wav2vec2.py`, `hubert/hubert.py` and
-`examples/data2vec/models/data2vec_audio.py`; s3prl `upstream/distiller/module.py`.
+`examples/data2vec/models/data2vec_audio.py`; s3prl `upstream/distiller/module.py`; for WavLM
+github.com/microsoft/unilm, `wavlm/WavLM.py` and `modules.py`.
 """
 
 import ast
@@ -43,7 +44,7 @@ def shape_of(where: object, settings: Mapping[str, Any], family: str) -> PreTrai
     mode = settings.get("extractor_mode", "default")
     stable = bool(settings.get("layer_norm_first", False))
     activation = str(settings.get("activation_fn", "gelu"))
-    depth = int(settings.get("pos_conv_depth") or 1)
+    depth = whole(where, settings, "pos_conv_depth", 1)
     deep = family == "data2vec-audio"
     refusals = {
         f"`extractor_mode` {mode}": mode not in ("default", "layer_norm"),
@@ -51,6 +52,7 @@ def shape_of(where: object, settings: Mapping[str, Any], family: str) -> PreTrai
         != "transformer",
         f"`activation_fn` {activation}": activation not in ACTIVATIONS,
         f"`pos_conv_depth` {depth}": (depth > 1) != deep,
+        "no gated relative positions": family == "wavlm" and not settings.get("gru_rel_pos"),
         "`quantize_input`": bool(settings.get("quantize_input")),
         "`layer_norm_first` beside deep positional convolutions": deep and stable,
         "`extractor_mode` default beside deep positional convolutions": deep and mode == "default",
@@ -59,7 +61,7 @@ def shape_of(where: object, settings: Mapping[str, Any], family: str) -> PreTrai
         if there:
             raise DistilkitError(f"`{where}` has {what}, which no model here computes", OTHER)
     convs = conv_layers(where, str(settings["conv_feature_layers"]))
-    kernel = int(settings.get("conv_pos", 128))
+    kernel = whole(where, settings, "conv_pos", 128)
     position = (
         {"num_conv_pos_embeddings": depth, "conv_pos_kernel_size": max(3, kernel // depth)}
         if deep
@@ -69,6 +71,9 @@ def shape_of(where: object, settings: Mapping[str, Any], family: str) -> PreTrai
             "feat_extract_norm": "group" if mode == "default" else "layer",
         }
     )
+    if family == "wavlm":
+        position["num_buckets"] = whole(where, settings, "num_buckets", 320)
+        position["max_bucket_distance"] = whole(where, settings, "max_distance", 1280)
     if family == "hubert":
         position["conv_pos_batch_norm"] = bool(settings.get("conv_pos_batch_norm", False))
     try:
@@ -93,6 +98,20 @@ def shape_of(where: object, settings: Mapping[str, Any], family: str) -> PreTrai
     except Exception as error:  # its checks have exceptions of their own
         reason = str(error).strip().split("\n")[-1].strip()
         raise DistilkitError(f"the settings in `{where}` are not valid: {reason}", OTHER) from error
+
+
+def whole(where: object, settings: Mapping[str, Any], key: str, default: int) -> int:
+    """A setting that is a whole number, or its default where there is none.
+
+    Raises:
+        DistilkitError: it is something else.
+    """
+    value = settings.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, int):
+        raise DistilkitError(f"`{where}` has `{key}` {value}, which is no whole number", OTHER)
+    return value
 
 
 def conv_layers(where: object, expression: str) -> list[tuple[int, int, int]]:
@@ -150,6 +169,12 @@ def names(shape: PreTrainedConfig) -> Callable[[str], str]:
         (r"^encoder\.pos_conv_embed\.layers\.(\d+)\.conv\.", r"encoder.pos_conv.\1.0."),
         (r"^encoder\.pos_conv_embed\.batch_norm\.", "encoder.pos_conv.0."),
         (r"^encoder\.pos_conv_embed\.conv\.", f"encoder.pos_conv.{int(batch_norm)}."),
+        (r"^(encoder\.layers\.\d+)\.attention\.gru_rel_pos_linear\.", r"\1.self_attn.grep_linear."),
+        (r"^(encoder\.layers\.\d+)\.attention\.gru_rel_pos_const$", r"\1.self_attn.grep_a"),
+        (
+            r"^(encoder\.layers\.\d+)\.attention\.rel_attn_embed\.",
+            r"\1.self_attn.relative_attention_bias.",
+        ),
         (r"^(encoder\.layers\.\d+)\.attention\.", r"\1.self_attn."),
         (r"^(encoder\.layers\.\d+)\.layer_norm\.", r"\1.self_attn_layer_norm."),
         (r"^(encoder\.layers\.\d+)\.feed_forward\.intermediate_dense\.", r"\1.fc1."),

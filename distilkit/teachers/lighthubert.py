@@ -92,9 +92,9 @@ def read(source: Source) -> Checkpoint:
             f"`{source}` is {full.hidden_size} wide, which is not a published size", OTHER
         )
     whole = {
-        key: value
+        str(key): value
         for key, value in source.content["model"].items()
-        if not key.startswith("layer_pred_heads.")
+        if not str(key).startswith("layer_pred_heads.")
     }
     checked = fit(source, full, whole, names(full), normalise=True, format="lighthubert")
     kept = [layer for layer in range(full.num_hidden_layers) if layer not in part.dropped]

@@ -11,7 +11,7 @@ from torch import Tensor
 from distilkit.errors import DistilkitError
 from distilkit.teachers.checkpoint import Checkpoint, Source
 from distilkit.teachers.files import plain
-from distilkit.teachers.layout import OTHER, names, shape_of
+from distilkit.teachers.layout import OTHER, names, shape_of, whole
 from distilkit.teachers.weights import fit
 
 CONVS = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
@@ -39,7 +39,9 @@ def read(source: Source) -> Checkpoint:
     Raises:
         DistilkitError: no settings, another kind of distiller, weights that do not fit.
     """
-    weights: dict[str, Any] = dict(source.content["Distiller"])
+    weights: dict[str, Any] = {
+        str(key): value for key, value in source.content["Distiller"].items()
+    }
     config = plain(source.content.get("Config"))
     settings = config.get("distiller") if isinstance(config, dict) else None
     if not isinstance(settings, dict):
@@ -58,7 +60,7 @@ def read(source: Source) -> Checkpoint:
     settings["conv_feature_layers"] = settings.get("extractor_conv_feature_layers", CONVS)
     shape = shape_of(source, settings, "hubert")
     shape.update({"feat_proj_layer_norm": False, "apply_spec_augment": False, "final_dropout": 0.0})
-    heads, layers, notes = _heads(settings, weights)
+    heads, layers, notes = _heads(source, settings, weights)
     return fit(
         source,
         shape,
@@ -74,13 +76,14 @@ def read(source: Source) -> Checkpoint:
 
 
 def _heads(
-    settings: Mapping[str, Any], weights: Mapping[str, Any]
+    source: Source, settings: Mapping[str, Any], weights: Mapping[str, Any]
 ) -> tuple[dict[str, Tensor] | None, tuple[int, ...], list[str]]:
     """The heads as `objectives.Heads` names and shapes them, their layers, and what to say of them."""
     given = {name: weights[name] for name in weights if name.startswith(HEAD)}
     found = {name: value.float() for name, value in given.items() if isinstance(value, Tensor)}
-    count, width = int(settings["n_tasks"]), int(settings["encoder_embed_dim"])
-    layers = tuple(int(layer) for layer in settings.get("pred_layer_id") or range(1, count + 1))
+    count, width = whole(source, settings, "n_tasks", 12), int(settings["encoder_embed_dim"])
+    predicted = settings.get("pred_layer_id") or range(1, count + 1)
+    layers = tuple(layer for layer in predicted if isinstance(layer, int))
     if {f"{HEAD}2.layer.weight", f"{HEAD}2.layer.bias"} <= set(
         found
     ):  # of a single head s3prl makes an ordinary linear map
@@ -88,12 +91,13 @@ def _heads(
         found[f"{HEAD}2.bias"] = found.pop(f"{HEAD}2.layer.bias")[None, None, None]
     if not found:
         return None, (), []
-    weight, out = found.get(f"{HEAD}2.weight"), int(settings.get("final_dim", 768))
+    weight = found.get(f"{HEAD}2.weight")
+    out = 0 if weight is None else weight.shape[-1]
     sizes = {
         f"{HEAD}0.weight": (width * count, width),
         f"{HEAD}0.bias": (width * count,),
-        f"{HEAD}2.weight": (count, width, out if weight is None else weight.shape[-1]),
-        f"{HEAD}2.bias": (1, 1, count, out if weight is None else weight.shape[-1]),
+        f"{HEAD}2.weight": (count, width, out),
+        f"{HEAD}2.bias": (1, 1, count, out),
     }
     fits = {name: tuple(value.shape) for name, value in found.items()} == sizes
     if not fits or len(layers) != count:

@@ -170,23 +170,24 @@ def _shape(
     }
     conv, layer = "feature_extractor.conv_layers", "encoder.transformer.layers"
     position = "encoder.transformer.pos_conv_embed.conv"
-    needed = (
-        f"{conv}.0.conv.weight",
-        "encoder.feature_projection.projection.weight",
-        f"{LAYER}feed_forward.intermediate_dense.weight",
-        f"{position}.weight_v",
-    )
-    lacking = [name for name in needed if len(sizes.get(name, ())) < 2]
+    needed = {
+        f"{conv}.0.conv.weight": 3,
+        "encoder.feature_projection.projection.weight": 2,
+        f"{LAYER}feed_forward.intermediate_dense.weight": 2,
+        f"{position}.weight_v": 3,
+    }  # and how many sizes each has
+    lacking = [name for name, count in needed.items() if len(sizes.get(name, ())) != count]
     if lacking:
         raise DistilkitError(f"`{source}` lacks the weights `{'`, `'.join(lacking)}`", AGAIN)
     count = len(
         [name for name in sizes if re.fullmatch(rf"{re.escape(conv)}\.\d+\.conv\.weight", name)]
     )
     convs = [sizes.get(f"{conv}.{i}.conv.weight", (0, 0, 0)) for i in range(count)]
-    if [size[2] for size in convs] != KERNELS:
+    kernels = [size[-1] if len(size) == 3 else 0 for size in convs]
+    if kernels != KERNELS:
         raise DistilkitError(
-            f"`{source}` has convolutions of {[size[2] for size in convs]} samples; their strides are "
-            f"known only for {KERNELS}",
+            f"`{source}` has convolutions of {kernels} samples; their strides are known "
+            f"only for {KERNELS}",
             "give a Hugging Face folder of this model, whose config.json says them",
         )
     width = sizes["encoder.feature_projection.projection.weight"][0]
