@@ -4,7 +4,6 @@ What is written holds the same weights, to the bit, in fp32.
 """
 
 import copy
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from distilkit.audio import SAMPLE_RATE
 from distilkit.encoder import FAMILIES, Encoder, front_norm
 from distilkit.errors import DistilkitError
 from distilkit.hub import DEFAULT_TEACHER, locate
-from distilkit.runs import replacing
+from distilkit.runs import Run, replacing
 from distilkit.students import parameters
 from distilkit.teachers import Checkpoint
 from distilkit.teachers.layout import ACTIVATIONS, names
@@ -101,11 +100,9 @@ def describe(encoder: Encoder, checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _run_of(name: str) -> dict[str, Any]:
     """What run.json says, where the name is a run or the student of one."""
-    file = locate(name).parent / "run.json"
-    if not file.is_file():
-        return {}
-    facts: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return facts
+    place = locate(name)
+    run = Run(place.parent)
+    return run.read() if place.is_dir() and run.exists else {}
 
 
 def _huggingface(

@@ -114,8 +114,9 @@ class UnitHeads(nn.Module):
 def load_named(heads: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Take weights under the names that `named` gives; names and shapes must fit."""
     own: dict[str, Tensor] = heads.named()  # type: ignore[operator]
-    if sorted(own) != sorted(tensors):
-        raise KeyError(f"heads {sorted(tensors)} for {sorted(own)}")
+    wanted, given = ({n: tuple(t.shape) for n, t in sorted(x.items())} for x in (own, tensors))
+    if wanted != given:
+        raise KeyError(f"heads {given} for {wanted}")
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(tensors[name])

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
@@ -303,18 +304,18 @@ def parameters(model: HubertModel) -> int:
     return sum(p.numel() for name, p in model.named_parameters() if name != "masked_spec_embed")
 
 
-def save(student: Encoder, folder: Path, card: str) -> None:
+def save(student: Encoder, folder: Path, card: str, dtype: torch.dtype = torch.float32) -> None:
     """Write a student as a Hugging Face folder that stock transformers loads.
 
-    Config, weights (fp32), feature extractor, and `card` as the model card.
+    Config, weights, feature extractor, and `card` as the model card.
     """
     folder.mkdir(parents=True)
     shape = copy.deepcopy(student.model.config)
     shape.architectures = ["HubertModel"]
-    shape.dtype = "float32"
+    shape.dtype = str(dtype).removeprefix("torch.")
     shape.save_pretrained(folder)
     weights = {
-        name: tensor.detach().float().cpu().contiguous()
+        name: tensor.detach().to("cpu", dtype).contiguous()
         for name, tensor in student.model.state_dict().items()
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
