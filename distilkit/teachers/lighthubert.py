@@ -115,6 +115,8 @@ def read(source: Source) -> Checkpoint:
     if not isinstance(normalise, bool):
         normalise = True
         notes.append("no `normalize` in its task: waveform normalisation on, as s3prl has it")
+    elif not normalise:
+        notes.append("its task says `normalize` false; s3prl normalises waveforms all the same")
     return fit(
         source,
         shape,
