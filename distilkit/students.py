@@ -12,7 +12,7 @@ from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 from distilkit import config
 from distilkit.audio import SAMPLE_RATE
-from distilkit.encoder import Encoder, exact
+from distilkit.encoder import Encoder, exact, front_norm
 from distilkit.errors import DistilkitError
 
 THIN_CONV = [128, 256, 256, 256, 256, 512, 512]  # channels: narrow where there are most frames
@@ -92,20 +92,19 @@ def shape(teacher: HubertConfig | None, settings: config.Student, *, masks: bool
         DistilkitError: sizes that do not fit together.
     """
     student = ARCHITECTURES[settings.architecture](_as_hubert(teacher), settings)
-    student.apply_spec_augment = masks
-    if masks and not student.mask_time_prob:
-        student.mask_time_prob = 0.05  # else transformers has no embedding for masked frames
+    _set_masks(student, masks)
     if student.hidden_size % student.num_attention_heads:
         raise DistilkitError(
             f"`student.width` {student.hidden_size} is not a multiple of `student.heads` "
             f"{student.num_attention_heads}",
-            f"--set student.heads={max(1, student.hidden_size // 64)}",
+            f"--set student.heads={_dividing(student.hidden_size)}",
         )
-    if student.hidden_size % student.num_conv_pos_embedding_groups:
+    groups = student.num_conv_pos_embedding_groups
+    if student.hidden_size % groups:
         raise DistilkitError(
             f"`student.width` {student.hidden_size} is not a multiple of "
-            f"{student.num_conv_pos_embedding_groups}, the groups of the positional convolution",
-            f"--set student.width={student.hidden_size // 16 * 16}",
+            f"{groups}, the groups of the positional convolution",
+            f"--set student.width={max(1, student.hidden_size // groups) * groups}",
         )
     if len(student.conv_dim) != len(student.conv_kernel):
         raise DistilkitError(
@@ -145,7 +144,8 @@ def resume_from(
     wanted = _as_hubert(student.model.config)
     for name in ("hidden_dropout", "attention_dropout", "activation_dropout"):
         setattr(wanted, name, settings.dropout)
-    wanted.layerdrop, wanted.apply_spec_augment = 0.0, masks
+    wanted.layerdrop = 0.0
+    _set_masks(wanted, masks)
     layers = tuple(range(1, student.depth + 1))
     weights = student.model.state_dict()
     return _begin(HubertModel(wanted), weights, layers, student.normalise, masks, "the student")
@@ -213,8 +213,23 @@ def _as_hubert(other: HubertConfig | None) -> HubertConfig:
     if not isinstance(other, HubertConfig):
         # wav2vec 2.0, WavLM and data2vec-audio hold nothing of the kind; a HuBERT student does.
         values |= {"feat_proj_layer_norm": True, "conv_pos_batch_norm": False}
+        values |= {"feat_extract_norm": front_norm(other)}
+    if other.model_type == "data2vec-audio":  # its positional convolutions have another form
         values |= {"num_conv_pos_embedding_groups": 16, "num_conv_pos_embeddings": 128}
     return HubertConfig(**values)
+
+
+def _set_masks(shape: HubertConfig, masks: bool) -> None:
+    """Training hides frames, or none; which ones is ours to say, and nothing else is hidden."""
+    shape.apply_spec_augment = masks
+    if masks:
+        shape.mask_feature_prob = 0.0
+        shape.mask_time_prob = shape.mask_time_prob or 0.05  # at 0 there is no embedding for them
+
+
+def _dividing(width: int) -> int:
+    """Attention heads that share a width equally, at least 64 wide where that goes."""
+    return next(heads for heads in range(max(1, width // 64), 0, -1) if width % heads == 0)
 
 
 def _sized(
@@ -280,7 +295,8 @@ def _start_layers(
         raise DistilkitError(
             f"`student.start_layers` {wanted} does not name one of the teacher's {teacher.depth} "
             f"layers for each of the student's {student.num_hidden_layers}",
-            f"--set student.start_layers={list(range(1, student.num_hidden_layers + 1))}",
+            "--set student.start_layers="
+            f"[{','.join(str(min(n + 1, teacher.depth)) for n in range(student.num_hidden_layers))}]",
         )
     return tuple(wanted)
 
