@@ -6,7 +6,6 @@ are collected module by module, so no map of names is shared with the package.
 
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -194,48 +193,52 @@ def clip(seconds: float = 0.8) -> Tensor:
     return torch.from_numpy(voice(seconds, 3))[None]
 
 
-def parts_of(model: Wav2Vec2Model, wave_BS: Tensor) -> Iterator[tuple[str, Tensor]]:
+@torch.no_grad()
+def parts_of(model: Wav2Vec2Model, wave_BS: Tensor) -> dict[str, Tensor]:
     """What torchaudio's model computes, component by component, then whole."""
-    with torch.no_grad():
-        features, _ = model.feature_extractor(wave_BS, None)
-        projected = model.encoder.feature_projection(features)
-        yield "conv features", features
-        yield "projection", projected
-        yield "positional conv", model.encoder.transformer.pos_conv_embed(projected)
-        layers = model.extract_features(wave_BS)[0]
-        yield from ((f"layer {i + 1}", value) for i, value in enumerate(layers[:-1]))
-        # The last one stands behind the final norm, as `encode` has it; of a CTC model before the head.
-        last, aux = layers[-1], model.aux
-        model.aux = None
-        yield "whole", model(wave_BS)[0]
-        model.aux = aux
-        assert last.shape == layers[0].shape
+    features, _ = model.feature_extractor(wave_BS, None)
+    projected = model.encoder.feature_projection(features)
+    found = {
+        "conv features": features,
+        "projection": projected,
+        "positional conv": model.encoder.transformer.pos_conv_embed(projected),
+    }
+    layers = model.extract_features(wave_BS)[0]
+    found |= {f"layer {i + 1}": value for i, value in enumerate(layers[:-1])}
+    # The last one stands behind the final norm, as `encode` has it; of a CTC model before the head.
+    aux, model.aux = model.aux, None
+    found["whole"] = model(wave_BS)[0]
+    model.aux = aux
+    return found
 
 
-def ours(encoder: Encoder, wave_BS: Tensor) -> Iterator[tuple[str, Tensor]]:
+@torch.no_grad()
+def ours(encoder: Encoder, wave_BS: Tensor) -> dict[str, Tensor]:
     """The same of what was read."""
     model, length = encoder.model, wave_BS.shape[1]
     raw = Encoder(model=model, normalise=False)
-    with torch.no_grad():
-        encode(raw, wave_BS, [length], [0])  # tells the norms that nothing is padded
-        features = model.feature_extractor(wave_BS).transpose(1, 2)
-        projected = model.feature_projection(features)
-        projected = projected[0] if isinstance(projected, tuple) else projected
-        yield "conv features", features
-        yield "projection", projected
-        yield "positional conv", model.encoder.pos_conv_embed(projected)
-        depth = encoder.depth
-        hidden = encode(raw, wave_BS, [length], range(1, depth + 1))
-        yield from ((f"layer {i + 1}", value) for i, value in enumerate(hidden[:-1]))
-        yield "whole", hidden[-1]
+    encode(raw, wave_BS, [length], [0])  # tells the norms that nothing is padded
+    features = model.feature_extractor(wave_BS).transpose(1, 2)
+    projected = model.feature_projection(features)
+    projected = projected[0] if isinstance(projected, tuple) else projected
+    hidden = encode(raw, wave_BS, [length], range(1, encoder.depth + 1))
+    return {
+        "conv features": features,
+        "projection": projected,
+        "positional conv": model.encoder.pos_conv_embed(projected),
+        **{f"layer {i + 1}": value for i, value in enumerate(hidden[:-1])},
+        "whole": hidden[-1],
+    }
 
 
 def assert_same(model: Wav2Vec2Model, encoder: Encoder, tolerance: float = 1e-5) -> float:
     """Every component, then the whole, within a tolerance relative to its size; the largest seen."""
     wave_BS, largest = clip(), 0.0
-    for (name, wanted), (_, got) in zip(
-        parts_of(model, wave_BS), ours(encoder, wave_BS), strict=True
-    ):
+    read = ours(encoder, wave_BS)
+    reference_parts = parts_of(model, wave_BS)
+    assert list(read) == list(reference_parts)
+    for name, wanted in reference_parts.items():
+        got = read[name]
         assert got.shape == wanted.shape, name
         away = float((got - wanted).abs().max() / wanted.abs().max())
         assert away < tolerance, (name, away)
