@@ -5,7 +5,7 @@ Letters in names: B clips in a batch, S samples, T frames, D width, K clusters.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -119,9 +119,17 @@ def build(
     if existing is not None and existing.heads is not None:
         own = {name: value.shape for name, value in heads.named().items()}  # type: ignore[operator]
         same = own == {name: value.shape for name, value in existing.heads.items()}
-        if same and list(existing.head_layers) == recipe.objective.layers:
+        if same and _predict_the_same(existing, recipe.objective):
             load_named(heads, existing.heads)
+            begins = replace(begins, text=f"{begins.text}, heads")
     return Distiller(student, heads, layers), begins
+
+
+def _predict_the_same(existing: Existing, settings: config.Objective) -> bool:
+    """Whether existing heads are for these targets; clusters that are found anew are others."""
+    layers = [] if settings.features == "mfcc" else settings.layers
+    known = settings.name != "units" or bool(settings.codebook)
+    return known and list(existing.head_layers) == layers
 
 
 def _heads(

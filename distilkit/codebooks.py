@@ -98,12 +98,7 @@ def find(
         for place, feature_BTD in enumerate(several):
             for feature_TD, length in zip(feature_BTD.float().cpu(), lengths, strict=True):
                 kept[place].append(feature_TD[: frames(length)].numpy())
-    count = sum(len(part) for part in kept[0]) if kept else 0
-    if count < clusters:
-        raise DistilkitError(
-            f"{clusters} clusters cannot be found in {count} frames",
-            f"more audio, or at most {max(2, count // 10)} clusters",
-        )
+    check(sum(len(part) for part in kept[0]) if kept else 0, clusters)
     centres = []
     for parts in kept:
         found = MiniBatchKMeans(
@@ -116,6 +111,19 @@ def find(
         ).fit(np.concatenate(parts))
         centres.append(torch.from_numpy(found.cluster_centers_).float())
     return Codebook(features=features, layers=tuple(layers), centres=tuple(centres), model=model)
+
+
+def check(count: int, clusters: int) -> None:
+    """Refuse more clusters than there are frames to find them in.
+
+    Raises:
+        DistilkitError: fewer frames than clusters.
+    """
+    if count < clusters:
+        raise DistilkitError(
+            f"{clusters} clusters cannot be found in {count} frames",
+            f"more audio, or at most {max(2, count // 10)} clusters",
+        )
 
 
 def save(codebook: Codebook, path: Path) -> None:

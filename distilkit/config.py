@@ -182,6 +182,8 @@ class Objective(Section):
             raise ValueError("l1_weight, l2_weight and cosine_weight are all 0: nothing to learn")
         if self.name == "layerwise" and self.features == "mfcc":
             raise ValueError("features `mfcc` belong to the objective `units`")
+        if self.name == "layerwise" and self.codebook:
+            raise ValueError("a codebook belongs to the objective `units`")
         if not self.visible_weight and not self.mask_probability:
             raise ValueError("visible_weight and mask_probability are both 0: nothing to learn")
         return self

@@ -31,6 +31,7 @@ from distilkit import (
     teachers,
 )
 from distilkit.assembly import Distiller, Existing
+from distilkit.audio import frames
 from distilkit.encoder import Encoder, fingerprint
 from distilkit.errors import DistilkitError
 from distilkit.hub import DEFAULT_TEACHER
@@ -98,9 +99,15 @@ def prepare(
     assembly.check(settings, encoder, teacher)
     existing, began = _existing(student) if student else (None, None)
     distiller, begins = assembly.build(encoder, settings, existing)  # refuses what does not fit
+    told = _facts(teacher, encoder, checkpoint)
     if settings.objective.codebook:
-        _given_codebook(settings.objective, encoder)
+        _given_codebook(settings.objective, told)
+    if settings.noise.probability:
+        recordings(settings.noise.folder)  # refuses what cannot be used
     collection = data.collect(audio, settings.data, seed=settings.train.seed, track=track)
+    if settings.objective.name == "units" and not settings.objective.codebook:
+        chosen = _clustered(collection.train, settings)
+        codebooks.check(sum(frames(cut.num_samples) for cut in chosen), settings.objective.clusters)
     decided = plan.decide(settings, distiller.student, encoder, collection.train)
     facts = {
         "kind": "distill",
@@ -110,7 +117,7 @@ def prepare(
         "train_seconds": round(collection.train_seconds, 3),
         "valid_seconds": round(collection.valid_seconds, 3),
         "skipped": dict(collection.reasons()),
-        "teacher": _facts(teacher, encoder, checkpoint),
+        "teacher": told,
         "student": {
             "from": began,
             "begins": begins.text,
@@ -322,8 +329,14 @@ def _layers(settings: config.Objective) -> list[int]:
     return settings.layers
 
 
-def _given_codebook(settings: config.Objective, teacher: Encoder | None) -> codebooks.Codebook:
+def _given_codebook(
+    settings: config.Objective, teacher: dict[str, Any] | None
+) -> codebooks.Codebook:
     """The codebook that the recipe names.
+
+    Args:
+        settings: the recipe's.
+        teacher: what run.json says of the teacher.
 
     Raises:
         DistilkitError: it belongs to other features, layers, or another model.
@@ -331,7 +344,7 @@ def _given_codebook(settings: config.Objective, teacher: Encoder | None) -> code
     codebook = codebooks.load(Path(settings.codebook))
     wanted = _layers(settings)
     sizes = {len(centres) for centres in codebook.centres}
-    of_it = teacher is None or codebook.model in ("", fingerprint(teacher.model))
+    of_it = teacher is None or codebook.model in ("", teacher["fingerprint"])
     if codebook.features != settings.features or list(codebook.layers) != wanted or not of_it:
         raise DistilkitError(
             f"the codebook `{settings.codebook}` is of {codebook.features} {list(codebook.layers)}"
@@ -347,6 +360,11 @@ def _given_codebook(settings: config.Objective, teacher: Encoder | None) -> code
     return codebook
 
 
+def _clustered(windows: Sequence[MonoCut], settings: config.Recipe) -> list[MonoCut]:
+    """The windows that clusters are found on."""
+    return data.some(windows, settings.objective.cluster_minutes * 60, settings.train.seed)
+
+
 def _codebook(
     job: Job, accelerator: Accelerator, seen: Targets, keep: Path | None
 ) -> codebooks.Codebook:
@@ -355,9 +373,9 @@ def _codebook(
     if keep is not None and keep.is_file():
         return codebooks.load(keep)
     if settings.codebook:
-        found = _given_codebook(settings, job.teacher)
+        found = _given_codebook(settings, job.facts["teacher"])
     else:
-        chosen = data.some(job.train, settings.cluster_minutes * 60, seed)
+        chosen = _clustered(job.train, job.recipe)
         micro = job.plan.micro_seconds
         found = codebooks.find(
             (

@@ -1,0 +1,308 @@
+"""The parts put together: presets, layers, heads that go on, and who hears what."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from conftest import LARGE, make_model, quick, voice
+from torch import Tensor, nn
+
+from distilkit import assembly, config, loop
+from distilkit.assembly import Existing, check, resolve
+from distilkit.batches import Batch
+from distilkit.codebooks import Codebook
+from distilkit.encoder import Encoder, encode, exact, frame_mask
+from distilkit.errors import DistilkitError
+from distilkit.objectives import Heads, PairHeads, UnitHeads, layerwise
+from distilkit.targets import Targets
+
+CPU = torch.device("cpu")
+NO_TEACHER = ["objective.name=units", "objective.features=mfcc"]
+NOISE = config.Noise(probability=1.0, snr=[0.0, 5.0], reverberation=0.5, band=0.5, voice=0.5)
+
+
+def teacher(**changes: object) -> Encoder:
+    return Encoder(model=exact(make_model(**changes)), normalise=False)
+
+
+def batch(*seconds: float) -> Batch:
+    waves = [torch.from_numpy(voice(s, seed)) for seed, s in enumerate(seconds or (0.6, 0.35))]
+    return Batch(
+        ids=tuple(map(str, range(len(waves)))),
+        wave_BS=torch.nn.utils.rnn.pad_sequence(waves, batch_first=True),
+        lengths=tuple(len(wave) for wave in waves),
+    )
+
+
+def preset(name: str) -> config.Recipe:
+    return config.load_recipe("smoke", [f"objective.layers={name}"])
+
+
+@pytest.mark.parametrize(
+    ("name", "depth", "layers"),
+    [
+        ("all-round", 12, [4, 8, 12]),
+        ("all-round", 24, [8, 16, 24]),
+        ("all-round", 6, [2, 4, 6]),
+        ("all-round", 4, [1, 3, 4]),
+        ("all-round", 2, [1, 2]),
+        ("all-round", 1, [1]),
+        ("content", 12, [8]),
+        ("content", 24, [16]),
+        ("speaker", 12, [4]),
+        ("speaker", 2, [1]),
+    ],
+)
+def test_presets_are_scaled_to_the_depth(name: str, depth: int, layers: list[int]) -> None:
+    assert resolve(preset(name), depth).objective.layers == layers
+
+
+def test_numbers_stay_and_without_a_teacher_there_is_nothing_to_scale() -> None:
+    recipe = quick("objective.layers=[3,9]")
+    assert resolve(recipe, 24) is recipe
+    assert resolve(preset("content"), None).objective.layers == "content"
+    assert resolve(preset("content"), 12).train == preset("content").train
+
+
+def test_what_needs_a_teacher() -> None:
+    for changes in ([], ["objective.name=units"]):
+        with pytest.raises(
+            DistilkitError, match="needs a teacher, and `--teacher none` is none"
+        ) as c:
+            check(quick(*changes), None, "none")
+        typed = [word for word in str(c.value.hint).split() if word != "--set"]
+        check(quick(*changes, *typed), None, "none")
+
+
+def test_layers_the_teacher_lacks() -> None:
+    small = teacher(**LARGE)
+    for layers, hint in (("[2,4,9]", "[2,4]"), ("[7]", "[4]")):
+        with pytest.raises(DistilkitError, match="but the teacher `x` has 4") as caught:
+            check(quick(f"objective.layers={layers}"), small, "x")
+        assert caught.value.hint == f"--set objective.layers={hint}"
+        check(quick(str(caught.value.hint).removeprefix("--set ")), small, "x")
+    check(quick("objective.layers=[9]", *NO_TEACHER), small, "x")  # MFCC has no layers
+
+
+# ------------------------------------------------------------------------------------------ heads
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "layers"),
+    [
+        ([], Heads, (2,)),
+        (["objective.student_layers=[1,2,2]"], PairHeads, (1, 2, 2)),
+        (["objective.name=units"], UnitHeads, (2,)),
+        (["objective.name=units", "objective.student_layers=[0,1,2]"], UnitHeads, (0, 1, 2)),
+        (NO_TEACHER, UnitHeads, (2,)),
+    ],
+)
+def test_heads_and_the_layers_they_read(
+    changes: list[str], kind: type[nn.Module], layers: tuple[int, ...]
+) -> None:
+    distiller, _ = assembly.build(teacher(), quick("objective.clusters=9", *changes))
+    assert isinstance(distiller.heads, kind)
+    assert distiller.layers == layers
+    clip = batch()
+    distiller.eval()
+    found = distiller(clip.wave_BS, clip.lengths)
+    units = kind is UnitHeads
+    count = 1 if changes == NO_TEACHER else 3
+    assert [tuple(t.shape) for t in found] == [(2, 29, 9 if units else 32)] * count
+    read = encode(distiller.student, clip.wave_BS, clip.lengths, layers)
+    for one, other in zip(found, distiller.heads(read), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("layers", ["[1,2]", "[1,2,3]"])
+def test_student_layers_that_do_not_fit(layers: str) -> None:
+    with pytest.raises(
+        DistilkitError, match="does not name one of the student's 2 layers for each"
+    ):
+        assembly.build(teacher(), quick(f"objective.student_layers={layers}"))
+
+
+def heads_of(recipe: config.Recipe) -> tuple[Encoder, dict[str, Tensor]]:
+    first = teacher()
+    torch.manual_seed(7)
+    distiller, _ = assembly.build(first, recipe)
+    return distiller.student, {n: t.detach().clone() for n, t in distiller.heads.named().items()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "layers", "again", "taken"),
+    [
+        ([], (4, 8, 12), [], True),
+        ([], (4, 8, 11), [], False),
+        ([], (12, 8, 4), [], False),
+        (["objective.layers=[4,8]"], (4, 8), [], False),
+        (["objective.student_layers=[1,1,2]"], (4, 8, 12), [], False),
+        (["objective.name=units"], (4, 8, 12), ["objective.name=units"], False),
+        (["objective.name=units"], (4, 8, 12), ["objective.name=units", "objective.codebook=x"], True),
+        (NO_TEACHER, (), [*NO_TEACHER, "objective.codebook=x"], True),
+        (NO_TEACHER, (), NO_TEACHER, False),
+    ],
+)  # fmt: skip
+def test_heads_go_on_where_they_predict_the_same(
+    changes: list[str], layers: tuple[int, ...], again: list[str], taken: bool
+) -> None:
+    """Clusters that are found anew are numbered anew: heads for others are worse than fresh ones."""
+    student, heads = heads_of(quick(*changes))
+    existing = Existing(student=student, heads=heads, head_layers=layers)
+    distiller, begins = assembly.build(teacher(), quick(*again), existing)
+    found = distiller.heads.named()
+    same = [n in heads and torch.equal(found[n], heads[n]) for n in found]
+    assert all(same) if taken else not any(same)
+    assert begins.text.endswith(", heads") is taken
+    weights = student.model.state_dict()
+    assert all(torch.equal(t, weights[n]) for n, t in distiller.model.state_dict().items())
+
+
+# -------------------------------------------------------------------------------------- who hears
+
+
+class Spy(nn.Module):
+    """Predicts nothing; remembers what it hears."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[tuple[Tensor, Tensor | None]] = []
+
+    def forward(
+        self, wave_BS: Tensor, lengths: Sequence[int], hidden_BT: Tensor | None = None
+    ) -> list[Tensor]:
+        assert not torch.is_autocast_enabled("cpu")
+        self.heard.append((wave_BS, hidden_BT))
+        return [torch.zeros(len(lengths), 29, 8)]
+
+
+def spied(
+    recipe: config.Recipe, module: Spy, given: Batch, codebook: Codebook | None = None
+) -> list[Tensor]:
+    """Run the loss once on a module; what the teacher heard."""
+    heard: list[Tensor] = []
+
+    def seen(wave_BS: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+        heard.append(wave_BS)
+        return [torch.ones(len(lengths), 29, 8)]
+
+    targets: Targets = seen
+    loss_of = assembly.loss_function(recipe, targets, codebook, lambda _: None, CPU)
+    loss_of(module, given)
+    return heard
+
+
+def test_the_teacher_hears_it_clean_and_the_student_disturbed() -> None:
+    recipe = quick("objective.layers=[4]").model_copy(update={"noise": NOISE})
+    given, spy = batch(), Spy()
+    before = given.wave_BS.clone()
+    (heard,) = spied(recipe, spy.train(), given)
+    assert torch.equal(heard, before)
+    assert torch.equal(given.wave_BS, before)
+    disturbed = spy.heard[0][0]
+    assert all(not torch.equal(a, b) for a, b in zip(disturbed, before, strict=True))
+    assert not disturbed[1, given.lengths[1] :].any()
+
+
+def test_what_is_held_out_is_not_disturbed() -> None:
+    recipe = quick("objective.layers=[4]", "objective.mask_probability=0.5")
+    recipe = recipe.model_copy(update={"noise": NOISE})
+    given, spy = batch(), Spy()
+    spied(recipe, spy.eval(), given)
+    wave_BS, hidden_BT = spy.heard[0]
+    assert torch.equal(wave_BS, given.wave_BS)
+    assert hidden_BT is not None  # guessing masked frames is the task itself
+    assert hidden_BT.any(1).all()
+
+
+def test_no_mask_unless_asked() -> None:
+    spy = Spy()
+    spied(quick("objective.layers=[4]"), spy, batch())
+    assert spy.heard[0][1] is None
+
+
+def test_masked_frames_weigh_more_than_visible_ones() -> None:
+    recipe = quick(
+        "objective.layers=[4]", "objective.mask_probability=0.4", "objective.visible_weight=0"
+    )
+    given, spy = batch(), Spy().eval()
+    torch.manual_seed(0)
+
+    def seen(wave_BS: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+        return [torch.arange(29.0)[None, :, None].expand(len(lengths), -1, 8)]
+
+    loss = assembly.loss_function(recipe, seen, None, lambda _: None, CPU)(spy, given)
+    hidden_BT = spy.heard[0][1]
+    assert hidden_BT is not None
+    mask_BT = frame_mask(given.lengths, 29, CPU)
+    assert not (hidden_BT & ~mask_BT).any()
+    wanted = 0.0
+    for hidden_T, mask_T in zip(hidden_BT, mask_BT, strict=True):
+        mean = float(torch.arange(29.0)[hidden_T].mean())
+        wanted += mean * int(mask_T.sum())  # the L1 distance of the masked frames counts for all
+    assert float(loss.parts["l1_4"]) == pytest.approx(wanted, rel=1e-5)
+    assert loss.frames == int(mask_BT.sum())
+
+
+def test_units_are_those_of_the_clean_recording() -> None:
+    recipe = quick("objective.layers=[4]", "objective.name=units", "objective.clusters=2")
+    codebook = Codebook(
+        features="layers", layers=(4,), centres=(torch.stack([torch.zeros(8), torch.ones(8)]),)
+    )
+
+    class Sure(Spy):
+        def forward(self, *heard: object) -> list[Tensor]:
+            super().forward(*heard)  # type: ignore[arg-type]
+            return [torch.tensor([-20.0, 20.0]).expand(2, 29, 2)]
+
+    spy = Sure()
+    spied(recipe, spy, batch(), codebook)
+
+    def seen(wave_BS: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+        return [torch.ones(2, 29, 8)]
+
+    loss = assembly.loss_function(recipe, seen, codebook, lambda _: None, CPU)(spy, batch())
+    assert float(loss.total) == pytest.approx(0, abs=1e-4)
+    assert float(loss.parts["right_4"]) == loss.frames
+
+
+@pytest.mark.parametrize(
+    "changes", [[], ["objective.student_layers=[1,2,2]"], ["student.layers=3"]]
+)
+def test_noise_and_masks_are_finite_and_follow_the_step(changes: list[str]) -> None:
+    recipe = quick("objective.mask_probability=0.6", *changes).model_copy(update={"noise": NOISE})
+    torch.manual_seed(0)
+    one = teacher()
+    distiller, _ = assembly.build(one, recipe)
+    seen = assembly.features(one, recipe.objective)
+    loss_of = assembly.loss_function(recipe, seen, None, lambda _: None, CPU)
+    distiller.train()
+    losses = []
+    for number in (1, 1, 2):
+        loop.seed_step(0, number)
+        distiller.zero_grad()
+        loss = loss_of(distiller, batch())
+        loss.total.backward()
+        losses.append(float(loss.total.detach()))
+        grads = [p.grad for p in distiller.parameters() if p.requires_grad]
+        assert all(g is not None and g.isfinite().all() for g in grads)
+    assert losses[0] == losses[1]
+    assert losses[0] != losses[2]
+
+
+def test_plain_distillation_is_the_loss_of_its_parts() -> None:
+    """Neither noise nor masks: teacher's layers against heads on the student's last layer."""
+    recipe = quick()
+    one = teacher()
+    distiller, _ = assembly.build(one, recipe)
+    distiller.eval()
+    given = batch()
+    seen = assembly.features(one, recipe.objective)
+    loss = assembly.loss_function(recipe, seen, None, lambda _: None, CPU)(distiller, given)
+    with torch.no_grad():
+        target = encode(teacher(), given.wave_BS, given.lengths, [4, 8, 12])
+        predicted = distiller(given.wave_BS, given.lengths)
+    wanted = layerwise(
+        predicted, target, frame_mask(given.lengths, 29, CPU), settings=recipe.objective
+    )
+    assert float(loss.total.detach()) == pytest.approx(float(wanted.total), rel=1e-6)
