@@ -4,20 +4,24 @@ import gzip
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
-from conftest import quick
+from conftest import make_model, quick
+from formats import family
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor, AutoModel
 
-from distilkit import config, loop, teachers
+from distilkit import codebooks, config, loop, teachers, units
 from distilkit import distill as distillation
 from distilkit.distill import distill, prepare, train
-from distilkit.encoder import fingerprint
+from distilkit.encoder import Encoder, exact, fingerprint
 from distilkit.errors import DistilkitError
 from distilkit.objectives import layerwise
 from distilkit.runs import Run
+from distilkit.students import save
 
 
 def files(run: Path) -> dict[str, bytes]:
@@ -296,3 +300,257 @@ def test_measuring_leaves_nothing_behind(
     distill([speech], teacher=str(teacher_folder), out=tmp_path / "plain", recipe=quick())
     assert files(tmp_path / "run") == files(tmp_path / "plain")
     assert torch.is_grad_enabled()
+
+
+# ---------------------------------------------------------------- units, noise, other teachers
+
+SMALL = [
+    "student.width=32", "student.heads=4", "student.feed_forward=64", "student.layers=1",
+    "student.position_frames=16", "student.conv_widths=[8,8,8,8,8,8,8]",
+]  # fmt: skip
+UNITS = ["objective.name=units", "objective.clusters=8"]
+MFCC = [*UNITS, "objective.features=mfcc", *SMALL]
+MASKED = ["objective.mask_probability=0.6", "objective.visible_weight=0.1"]
+NOISY = ["noise.probability=0.7", "noise.voice=0.3", "noise.snr=[0.0,10.0]"]
+
+
+def kept(run: Path) -> dict[str, bytes]:
+    """As `files`, with the codebook where there is one."""
+    codebook = run / "codebook.safetensors"
+    return files(run) | ({"codebook": codebook.read_bytes()} if codebook.is_file() else {})
+
+
+def one_run(audio: Path, out: Path, *changes: str, teacher: object = "none", **more: object) -> Run:
+    recipe = quick("train.steps=3", "batches.seconds=2", *changes)
+    distill([audio], teacher=str(teacher), out=out, recipe=recipe, **more)
+    return Run(out)
+
+
+def card_of(run: Run) -> str:
+    return (run.folder / "student" / "README.md").read_text()
+
+
+def test_units_of_mfcc_need_no_teacher(speech: Path, tmp_path: Path) -> None:
+    """HuBERT's first iteration: its own student, its own units."""
+    settings = [*MFCC, *MASKED, "train.learning_rate=5e-3", "train.steps=6"]
+    run = one_run(speech, tmp_path / "run", *settings)
+    rows = run.rows("metrics.jsonl")
+    assert {"entropy_mfcc", "right_mfcc"} <= set(rows[0])
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    valid = [row["valid"] for row in rows if "valid" in row]
+    assert 0 <= valid[-1]["right_mfcc"] <= 1
+    assert run.read()["teacher"] is None
+    card = card_of(run)
+    heading = next(line for line in card.splitlines() if line.startswith("# "))
+    assert heading == "# A 0.01 M HuBERT"
+    assert "pre-trained with distilkit" in card
+    assert "- Objective: `units`, 8 clusters of MFCC, masked (0.6 in spans of 10 frames)." in card
+    assert "- Start: random weights." in card
+    assert "| right, mfcc |" in card
+    assert "Teacher" not in card
+    assert "None" not in card
+    model = AutoModel.from_pretrained(run.folder / "student")
+    assert (model.config.hidden_size, model.config.num_hidden_layers) == (32, 1)
+    heads = load_file(run.folder / "heads.safetensors")
+    assert heads["units.0"].shape == (8, 256)
+    found = codebooks.load(run.folder / "codebook.safetensors")
+    assert (found.features, found.layers, found.model) == ("mfcc", (), "")
+
+
+@pytest.mark.parametrize(("what", "after"), [("mfcc", 1), ("layers", 2), ("noise", 1)])
+def test_resumed_is_uninterrupted_whatever_is_random(
+    speech: Path, teacher_folder: Path, tmp_path: Path, what: str, after: int
+) -> None:
+    """Clusters, masks, noise and dropout: all to the byte."""
+    changes, teacher = {
+        "mfcc": ([*MFCC, *MASKED], "none"),
+        "layers": ([*UNITS, "objective.layers=[2,5]"], teacher_folder),
+        "noise": ([*NOISY, *MASKED], teacher_folder),
+    }[what]
+    changes = [*changes, "train.steps=3", "batches.seconds=2"]
+    one_run(speech, tmp_path / "whole", *changes, teacher=teacher)
+    out, done = tmp_path / "broken", []
+    job = prepare([speech], teacher=str(teacher), out=out, recipe=quick(*changes))
+    for step in train(job, stop=lambda: len(done) >= after - 1):
+        done.append(step.number)
+    assert not (out / "student").exists()
+    assert [s.number for s in train(prepare([], out=out, resume=True))] == list(range(after + 1, 4))
+    assert kept(out) == kept(tmp_path / "whole")
+    assert ("codebook" in kept(out)) is (what != "noise")
+
+
+def test_units_of_a_teachers_layers(speech: Path, teacher_folder: Path, tmp_path: Path) -> None:
+    """DiceHuBERT: unmasked, several codebooks, the teacher up to the deepest layer."""
+    run = one_run(
+        speech, tmp_path / "run", *UNITS, "objective.layers=[2,5]", teacher=teacher_folder
+    )
+    rows = run.rows("metrics.jsonl")
+    assert {"entropy_2", "right_2", "entropy_5", "right_5"} <= set(rows[0])
+    assert rows[0]["loss"] == pytest.approx(
+        (rows[0]["entropy_2"] + rows[0]["entropy_5"]) / 2, rel=1e-5
+    )
+    found = codebooks.load(run.folder / "codebook.safetensors")
+    assert (found.layers, [tuple(c.shape) for c in found.centres]) == ((2, 5), [(8, 32)] * 2)
+    assert found.model == run.read()["teacher"]["fingerprint"]
+    with safe_open(run.folder / "heads.safetensors", "pt") as heads:
+        assert heads.metadata() == {"layers": "2,5"}
+    assert "- Objective: `units`, 8 clusters of layers 2, 5." in card_of(run)
+
+
+def test_a_given_codebook(
+    speech: Path, teacher_folder: Path, large_folder: Path, tmp_path: Path
+) -> None:
+    """Of a layer below the top one: the teacher is cut short, its fingerprint is of the whole."""
+    model, _ = teachers.load(str(teacher_folder))
+    made = units.units([speech], tmp_path / "units", model=model, layer=5, clusters=9)
+    settings = ["objective.name=units", "objective.layers=[5]", "objective.clusters=9"]
+    given = [*settings, f"objective.codebook={tmp_path / 'units'}"]
+    run = one_run(speech, tmp_path / "run", *given, teacher=teacher_folder)
+    assert (run.folder / "codebook.safetensors").read_bytes() == (
+        made.folder / "codebook.safetensors"
+    ).read_bytes()
+
+    def refused(teacher: object, *changes: str) -> tuple[str, str | None]:
+        with pytest.raises(DistilkitError) as caught:
+            one_run(speech, tmp_path / "no", *given, *changes, teacher=teacher)
+        assert not (tmp_path / "no").exists()
+        return caught.value.problem, caught.value.hint
+
+    name, fits = f"the codebook `{tmp_path / 'units'}`", "distilkit units AUDIO --out DIR makes one"
+    problem, hint = refused(teacher_folder, "objective.layers=[4]")
+    assert problem == f"{name} is of layers [5], the recipe asks for layers [4]"
+    assert str(hint).startswith(fits)
+    problem, _ = refused(teacher_folder, "objective.layers=[4,5]")
+    assert problem == f"{name} is of layers [5], the recipe asks for layers [4, 5]"
+    problem, _ = refused("none", "objective.features=mfcc", *SMALL)
+    assert problem == f"{name} is of layers [5], the recipe asks for mfcc []"
+    problem, hint = refused(teacher_folder, "objective.clusters=8")
+    assert problem == f"{name} has 9 units, the recipe 8"
+    assert hint == "--set objective.clusters=9"
+    other = tmp_path / "other"
+    save(Encoder(model=exact(make_model(seed=1)), normalise=False), other, "# tiny\n")
+    problem, _ = refused(other)
+    assert problem == f"{name} is of layers [5] of another model, the recipe asks for layers [5]"
+    problem, hint = refused(teacher_folder, f"objective.codebook={tmp_path / 'nowhere'}")
+    assert problem.startswith("no codebook `")
+
+
+def test_more_clusters_than_frames_leaves_nothing(speech: Path, tmp_path: Path) -> None:
+    with pytest.raises(DistilkitError, match="20000 clusters cannot be found in") as caught:
+        one_run(speech, tmp_path / "run", *MFCC, "objective.clusters=20000")
+    assert str(caught.value.hint).startswith("more audio, or at most ")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(DistilkitError, match="400 clusters cannot be found in"):
+        minutes = "objective.cluster_minutes=0.01"
+        one_run(speech, tmp_path / "run", *MFCC, "objective.clusters=400", minutes)
+
+
+def test_going_on_with_a_student(speech: Path, teacher_folder: Path, tmp_path: Path) -> None:
+    """Its weights and its heads: it begins where the first run ended."""
+    settings = ["train.learning_rate=5e-3", "train.warmup_fraction=0.05", "student.dropout=0"]
+    first = one_run(speech, tmp_path / "first", *settings, "train.steps=16", teacher=teacher_folder)
+    began = first.rows("metrics.jsonl")
+    run = one_run(
+        speech, tmp_path / "on", *settings, teacher=teacher_folder, student=str(first.folder)
+    )
+    rows = run.rows("metrics.jsonl")
+    assert rows[0]["loss"] < 0.5 * (began[0]["loss"] + began[-1]["loss"])
+    facts = run.read()["student"]
+    assert facts["from"]["name"] == str(first.folder)
+    assert facts["begins"] == (
+        "100% of its weights are the student's: front end, projection, positional convolution, "
+        "layers 1, 2, heads"
+    )
+    assert f"- Goes on from `{first.folder}`." in card_of(run)
+    other = one_run(
+        speech, tmp_path / "other", *settings, "train.steps=1", "objective.layers=[3,9]",
+        teacher=teacher_folder, student=str(first.folder / "student"),
+    )  # fmt: skip
+    assert other.read()["student"]["begins"].endswith("layers 1, 2")
+
+
+def test_going_on_is_resumed_without_the_first_run(
+    speech: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    settings = [*MASKED, "student.layers=1", "student.width=48", "train.steps=2"]
+    first = one_run(speech, tmp_path / "first", *settings, teacher=teacher_folder)
+    options = {"teacher": str(teacher_folder), "student": str(first.folder)}
+    recipe = quick("train.steps=3")
+    distill([speech], out=tmp_path / "whole", recipe=recipe, **options)
+    steps = train(prepare([speech], out=tmp_path / "broken", recipe=recipe, **options))
+    next(steps)
+    next(steps)
+    steps.close()
+    shutil.rmtree(first.folder)
+    assert [s.number for s in train(prepare([], out=tmp_path / "broken", resume=True))] == [3]
+    assert kept(tmp_path / "broken") == kept(tmp_path / "whole")
+    assert AutoModel.from_pretrained(tmp_path / "broken" / "student").config.hidden_size == 48
+
+
+def test_going_on_with_what_is_no_student(
+    speech: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "wavlm"
+    family("WavLM").save_pretrained(folder)
+    with pytest.raises(DistilkitError, match="is a `wavlm` model; students are `hubert`") as caught:
+        one_run(speech, tmp_path / "run", teacher=teacher_folder, student=str(folder))
+    assert caught.value.hint == f"--teacher {folder} distils from it"
+
+
+def test_layer_to_layer(speech: Path, teacher_folder: Path, tmp_path: Path) -> None:
+    settings = ["objective.student_layers=[0,1,2]", "objective.cosine=raw", "objective.l2_weight=2"]
+    run = one_run(speech, tmp_path / "run", *settings, teacher=teacher_folder)
+    row = run.rows("metrics.jsonl")[0]
+    total = sum(row[f"l1_{n}"] + 2 * row[f"l2_{n}"] + row[f"cosine_{n}"] for n in (4, 8, 12)) / 3
+    assert row["loss"] == pytest.approx(total, rel=1e-5)
+    assert load_file(run.folder / "heads.safetensors")["pairs.2.weight"].shape == (32, 32)
+    assert (
+        "- Objective: `layerwise`, layers 4, 8, 12 (L1 1, L2 2, raw cosine 1), from the student's "
+        "layers 0, 1, 2."
+    ) in card_of(run)
+
+
+def test_noise_is_on_the_card_and_makes_it_harder(
+    speech: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    noise = tmp_path / "noise"
+    noise.mkdir()
+    soundfile.write(noise / "hiss.wav", np.random.default_rng(0).normal(0, 0.1, 16_000), 16_000)
+    settings = ["student.architecture=paper-ln", "student.dropout=0"]
+    plain = one_run(speech, tmp_path / "plain", *settings, teacher=teacher_folder)
+    noisy = one_run(
+        speech, tmp_path / "noisy", *settings, *NOISY, f"noise.folder={noise}", teacher=teacher_folder
+    )  # fmt: skip
+    first, other = (run.rows("metrics.jsonl")[0] for run in (plain, noisy))
+    assert first["loss"] != other["loss"]
+    assert first["audio_seconds"] == other["audio_seconds"]
+    assert (
+        "- Noise: 70% of clips, 0 to 10 dB of noise, reverberation in 30%, band limits in 30%, "
+        "moved voices in 30%."
+    ) in card_of(noisy)
+    assert "- Noise:" not in card_of(plain)
+
+
+def test_a_wrong_noise_folder_leaves_nothing(
+    speech: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    settings = ["noise.probability=0.5", f"noise.folder={tmp_path / 'nois'}"]
+    with pytest.raises(DistilkitError, match="no such file or folder"):
+        one_run(speech, tmp_path / "run", *settings, teacher=teacher_folder)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["wav2vec 2.0", "WavLM, large", "data2vec"])
+def test_teachers_of_other_families(speech: Path, tmp_path: Path, name: str) -> None:
+    family(name).save_pretrained(tmp_path / "teacher")
+    (tmp_path / "teacher" / "preprocessor_config.json").write_text('{"do_normalize": true}')
+    run = one_run(speech, tmp_path / "run", "objective.layers=[1,3]", teacher=tmp_path / "teacher")
+    model = AutoModel.from_pretrained(run.folder / "student")
+    assert type(model).__name__ == "HubertModel"
+    assert AutoFeatureExtractor.from_pretrained(run.folder / "student").do_normalize
+    begins = run.read()["student"]["begins"]
+    assert "front end, projection, " in begins
+    assert ("positional convolution" in begins) is (name != "data2vec")
+    assert all(row["loss"] > 0 for row in run.rows("metrics.jsonl"))
