@@ -30,7 +30,7 @@ class LiveTargets:
         self.teacher, self.layers = teacher, tuple(layers)
         self._autocast = autocast or nullcontext()
         teacher.model.eval().requires_grad_(False)
-        truncate(teacher, max(layers))
+        truncate(teacher, max(1, *layers))  # the input is seen where the first layer takes it
 
     def __call__(self, wave_BS: Tensor, lengths: Sequence[int]) -> list[Tensor]:
         """Hidden states of the chosen layers, one (B, T, D) each, without gradient."""

@@ -58,7 +58,7 @@ def units(
     Args:
         audio: folders, files or lhotse manifests.
         out: the folder to write; must not exist.
-        model: whose layer is clustered; None clusters MFCC.
+        model: whose layer is clustered; it loses the layers above. None clusters MFCC.
         layer: which layer; the middle one when None.
         clusters: how many.
         codebook: use these clusters in place of finding some.

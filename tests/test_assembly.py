@@ -252,7 +252,7 @@ def test_units_are_those_of_the_clean_recording() -> None:
 
     class Sure(Spy):
         def forward(self, *heard: object) -> list[Tensor]:
-            super().forward(*heard)  # type: ignore[arg-type]
+            super().forward(*heard)
             return [torch.tensor([-20.0, 20.0]).expand(2, 29, 2)]
 
     spy = Sure()

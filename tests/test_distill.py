@@ -397,6 +397,15 @@ def test_units_of_a_teachers_layers(speech: Path, teacher_folder: Path, tmp_path
     assert "- Objective: `units`, 8 clusters of layers 2, 5." in card_of(run)
 
 
+def test_the_input_of_the_first_layer_can_be_predicted(
+    speech: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    run = one_run(
+        speech, tmp_path / "run", "objective.layers=[0]", "train.steps=1", teacher=teacher_folder
+    )
+    assert run.rows("metrics.jsonl")[0]["l1_0"] > 0
+
+
 def test_a_given_codebook(
     speech: Path, teacher_folder: Path, large_folder: Path, tmp_path: Path
 ) -> None:
