@@ -366,7 +366,10 @@ def parse_recipe(settings: dict[str, Any], where: str) -> Recipe:
     except ValidationError as error:
         wrong: dict[str, list[str]] = {}  # what was wrong, and all that is said of it
         hints = []
+        said_inside = {item["loc"][:2] for item in error.errors() if _inside_a_list(item["loc"])}
         for item in error.errors():
+            if item["loc"][:2] in said_inside and not _inside_a_list(item["loc"]):
+                continue  # that the list is not `auto` either helps nobody
             problem, said, hint = _explain(item["loc"], item["type"], item["msg"], item["input"])
             wrong.setdefault(problem, []).extend([said] if said else [])
             if hint and hint not in hints:
@@ -402,6 +405,10 @@ def _apply(settings: dict[str, Any], change: str) -> None:
     section = settings.setdefault(parts[0], {})
     if isinstance(section, dict):
         section[parts[1]] = value
+
+
+def _inside_a_list(location: tuple[int | str, ...]) -> bool:
+    return any(isinstance(part, int) for part in location)
 
 
 def _explain(

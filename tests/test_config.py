@@ -49,6 +49,33 @@ def test_the_paper_recipe_has_the_paper_numbers() -> None:
         ("data.min_seconds=9", "`data`: min_seconds must be at most half of window_seconds", "show paper"),
         ("objective.layers=[4,4]", "`objective`: layers must be different whole numbers from 0 up", "show paper"),
         ("objective.layers=[]", "`objective.layers` cannot be `[]`", "show paper"),
+        ("student.architecture=papr", "`student.architecture` cannot be `papr`: must be 'paper', 'paper-ln', 'deep-thin', 'thin-conv' or 'hubert'", "show paper"),
+        ("student.start=techer", "`student.start` cannot be `techer`: must be 'teacher' or 'random'", "show paper"),
+        ("student.width=15", "`student.width` cannot be `15`: must be greater than or equal to 16", "show paper"),
+        ("student.conv_widths=[4]", "`student.conv_widths` cannot be `4`: must be greater than or equal to 8", "show paper"),
+        ("student.start_layers=[0]", "`student.start_layers` cannot be `0`: must be greater than or equal to 1", "show paper"),
+        ("student.dropout=1", "`student.dropout` cannot be `1`: must be less than 1", "show paper"),
+        ("objective.name=unit", "`objective.name` cannot be `unit`: must be 'layerwise' or 'units'", "show paper"),
+        ("objective.layers=contents", "`objective.layers` cannot be `contents`: must be a valid list or must be 'all-round', 'content' or 'speaker'", "show paper"),
+        ("objective.layers=[-1]", "`objective.layers` cannot be `-1`: must be greater than or equal to 0", "show paper"),
+        ("objective.student_layers=[]", "`objective.student_layers` cannot be `[]`", "show paper"),
+        ("objective.cosine=sigmoid", "`objective.cosine` cannot be `sigmoid`: must be 'log-sigmoid' or 'raw'", "show paper"),
+        ("objective.l2_weight=-1", "`objective.l2_weight` cannot be `-1`: must be greater than or equal to 0", "show paper"),
+        ("objective.features=mfccs", "`objective.features` cannot be `mfccs`: must be 'layers' or 'mfcc'", "show paper"),
+        ("objective.features=mfcc", "`objective`: features `mfcc` belong to the objective `units`", "show paper"),
+        ("objective.codebook=x", "`objective`: a codebook belongs to the objective `units`", "show paper"),
+        ("objective.clusters=1", "`objective.clusters` cannot be `1`: must be greater than or equal to 2", "show paper"),
+        ("objective.cluster_minutes=0", "`objective.cluster_minutes` cannot be `0`: must be greater than 0", "show paper"),
+        ("objective.mask_probability=1.1", "`objective.mask_probability` cannot be `1.1`: must be less than or equal to 1", "show paper"),
+        ("objective.mask_frames=0", "`objective.mask_frames` cannot be `0`: must be greater than or equal to 1", "show paper"),
+        ("objective.visible_weight=0", "`objective`: visible_weight and mask_probability are both 0: nothing to learn", "show paper"),
+        ("objective.masked_frames=5", "unknown key `objective.masked_frames`", "did you mean `objective.mask_frames`?"),
+        ("noise.probabilty=1", "unknown key `noise.probabilty`", "did you mean `noise.probability`?"),
+        ("noise.probability=2", "`noise.probability` cannot be `2`: must be less than or equal to 1", "show paper"),
+        ("noise.snr=[20.0,0.0]", "`noise`: snr and gain are ranges, from the lower number to the higher", "show paper"),
+        ("noise.gain=[5.0,-15.0]", "`noise`: snr and gain are ranges, from the lower number to the higher", "show paper"),
+        ("noise.snr=[1.0]", "`noise.snr` cannot be `[1.0]`: list should have at least 2 items", "show paper"),
+        ("noise.voice=-0.1", "`noise.voice` cannot be `-0.1`: must be greater than or equal to 0", "show paper"),
         ("train.steps", "`--set train.steps` is not of the form `section.key=value`", "--set train.steps=1000"),
         ("steps=3", "`--set steps=3` is not of the form `section.key=value`", "--set train.steps=1000"),
     ],
@@ -104,3 +131,33 @@ def test_a_personal_run_has_steps_from_its_hours() -> None:
     most, reason = plan.steps(train, steps_per_pass=3_000, train_seconds=360_000)
     assert most == 100_000
     assert reason.startswith("the most of this recipe")
+
+
+def test_nothing_to_learn_is_refused_where_it_is_so() -> None:
+    none = ["objective.l1_weight=0", "objective.cosine_weight=0"]
+    assert "are all 0: nothing to learn" in problem(*none)[0]
+    assert config.load_recipe("smoke", [*none, "objective.l2_weight=1"]).objective.l2_weight == 1
+    assert config.load_recipe("smoke", [*none, "objective.name=units"]).objective.l1_weight == 0
+    masked = ["objective.visible_weight=0", "objective.mask_probability=0.8"]
+    assert config.load_recipe("smoke", masked).objective.visible_weight == 0
+
+
+def test_units_take_features_and_a_codebook() -> None:
+    changes = ["objective.name=units", "objective.features=mfcc", "objective.codebook=a b"]
+    objective = config.load_recipe("smoke", changes).objective
+    assert (objective.features, objective.codebook) == ("mfcc", "a b")
+
+
+def test_new_settings_read_back_equal(tmp_path: Path) -> None:
+    recipe = config.load_recipe(
+        "smoke",
+        [
+            "student.conv_widths=[8,16]", "student.start_layers=[4,8]", "student.architecture=deep-thin",
+            "objective.name=units", "objective.layers=speaker", "objective.student_layers=[0,2]",
+            'objective.codebook="a \\"b\\" ä"', "noise.probability=0.5", "noise.snr=[-5,5]",
+        ],
+    )  # fmt: skip
+    assert recipe.noise.snr == [-5, 5]
+    assert recipe.objective.codebook == 'a "b" ä'
+    (tmp_path / "copy.toml").write_text(config.dump_recipe(recipe), encoding="utf-8")
+    assert config.load_recipe(str(tmp_path / "copy.toml")) == recipe

@@ -10,7 +10,7 @@ import soundfile
 import torch
 from conftest import voice
 
-from distilkit import codebooks, data, teachers
+from distilkit import data, teachers
 from distilkit.audio import frames
 from distilkit.codebooks import mfcc
 from distilkit.encoder import Encoder, encode
