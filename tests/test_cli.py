@@ -245,8 +245,8 @@ ERRORS: dict[str, tuple[list[str], str, str]] = {
     ),
     "teacher is audio": (
         ["distill", "audio", "--teacher", "audio"],
-        "`audio` is not a checkpoint of a known format (huggingface); it holds a, b",
-        "give a Hugging Face folder with config.json and model.safetensors, or a hub id",
+        "`audio` is not a checkpoint of a known format (huggingface, ",
+        "give a Hugging Face folder, a checkpoint of one of these formats, or a hub id",
     ),
     "nothing to resume": (
         ["distill", "--resume"],
@@ -257,6 +257,84 @@ ERRORS: dict[str, tuple[list[str], str, str]] = {
         ["distill", "--resume", "--out", "taken", "--steps", "5"],
         "a resumed run keeps its recipe: `train.steps=5` cannot change it",
         "leave it out, or start a new run with another --out",
+    ),
+    "no teacher for layers": (
+        ["distill", "audio", "--teacher", "none"],
+        "`objective.name` layerwise on layers needs a teacher, and `--teacher none` is none",
+        "--set objective.name=units --set objective.features=mfcc",
+    ),
+    "student path": (
+        ["distill", "audio", "--teacher", "TEACHER", "--student", "./studnt"],
+        "no such model: `./studnt` is neither a path that exists nor a hub id (`owner/name`)",
+        "",
+    ),
+    "resume with a student": (
+        ["distill", "--resume", "--out", "taken", "--student", "teacher"],
+        "a resumed run keeps its student: `--student teacher` cannot change it",
+        "leave it out, or start a new run with another --out",
+    ),
+    "no such codebook": (
+        [
+            "distill",
+            "audio",
+            "--teacher",
+            "TEACHER",
+            "--set",
+            "objective.name=units",
+            "--set",
+            "objective.codebook=book",
+        ],
+        "no codebook `book`",
+        "distilkit units AUDIO --out DIR writes DIR/codebook.safetensors",
+    ),
+    "no such noise": (
+        [
+            "distill",
+            "audio",
+            "--teacher",
+            "TEACHER",
+            "--set",
+            "noise.probability=1",
+            "--set",
+            "noise.folder=notes",
+        ],
+        "no noise recordings in `notes`",
+        'a folder of audio, or --set noise.folder=""',
+    ),
+    "start layers": (
+        ["distill", "audio", "--teacher", "TEACHER", "--set", "student.start_layers=[4]"],
+        "`student.start_layers` [4] does not name one of the teacher's 12 layers for each of the student's 2",
+        "--set student.start_layers=[1,2]",
+    ),
+    "units of a layer of nothing": (
+        ["units", "audio", "--layer", "4", "--out", "new"],
+        "`--layer 4` of no model",
+        "--model tiny --layer 4",
+    ),
+    "units of a layer that is not there": (
+        ["units", "audio", "--model", "TEACHER", "--layer", "13", "--out", "new"],
+        "no layer `13`: the model has 12",
+        "--layer 12",
+    ),
+    "units over a folder": (
+        ["units", "audio", "--out", "notes"],
+        "`notes` exists",
+        "another --out",
+    ),
+    "units of nothing": (
+        ["units", "notes", "--out", "new"],
+        "no usable audio in `notes`",
+        "",
+    ),
+    "units with what is no codebook": (
+        ["units", "audio", "--codebook", "notes/diary.txt", "--out", "new"],
+        "`notes/diary.txt` is not a codebook: ",
+        "distilkit units AUDIO --out DIR writes DIR/codebook.safetensors",
+    ),
+    "more units than frames": (
+        ["units", "audio", "--clusters", "9999", "--out", "new"],
+        "9999 clusters cannot be found in ",
+        "more audio, or at most 117 clusters",
     ),
     "embed nothing": (
         ["embed", "notes", "--model", "TEACHER"],
@@ -405,6 +483,63 @@ def test_inspect_audio(run: Run, speech: Path) -> None:
     code, out, _ = run("inspect", speech)
     assert code == 0
     assert "12" in out
+
+
+def test_units_of_mfcc_and_the_same_with_their_codebook(run: Run, speech: Path) -> None:
+    code, out, err = run("units", speech, "--clusters", "9", "--out", "new", "--json")
+    assert code == 0, err
+    facts = json.loads(out)
+    assert list(facts) == [
+        "output", "of", "clusters", "used", "perplexity", "frames_per_run", "windows", "seconds", "skipped",
+    ]  # fmt: skip
+    assert (facts["output"], facts["of"], facts["clusters"]) == ("new", "MFCC", 9)
+    assert (facts["windows"], facts["skipped"]) == (12, 0)
+    assert facts["used"] <= 9
+    code, out, err = run("units", speech, "--codebook", "new", "--out", "again")
+    assert (code, out) == (0, "again\n")
+    assert "units of" in err
+    assert "MFCC" in err
+    for name in ("units.jsonl", "units.km", "codebook.safetensors"):
+        assert Path("new", name).read_bytes() == Path("again", name).read_bytes()
+
+
+def test_units_of_a_model_for_a_run(run: Run, speech: Path, teacher_folder: Path) -> None:
+    code, out, _ = run(
+        "units", speech, "--model", teacher_folder, "--layer", "4", "--clusters", "9", "--out", "new", "--json"
+    )  # fmt: skip
+    assert (code, json.loads(out)["of"]) == (0, f"layer 4 of {teacher_folder}")
+    settings = ["name=units", "layers=[4]", "clusters=9", "codebook=new"]
+    changes = [word for setting in settings for word in ("--set", f"objective.{setting}")]
+    code, out, err = run("distill", speech, "--teacher", teacher_folder, *QUICK, *changes)
+    assert code == 0, err
+    assert "`units`, 9 clusters of layers 4" in err
+    assert "right" in err
+
+
+def test_units_report_failures_with_status_1(run: Run, speech: Path) -> None:
+    Path("x.wav").write_text("no audio")
+    code, out, err = run("units", "x.wav", speech / "b", "--clusters", "5", "--out", "new")
+    assert (code, out) == (1, "new\n")
+    assert "left out x.wav: " in err
+    assert "x.wav" in Path("new/skipped.tsv").read_text()
+    assert len(Path("new/units.km").read_text().splitlines()) == 6
+
+
+def test_a_run_without_a_teacher(run: Run, speech: Path) -> None:
+    sizes = ["width=32", "heads=4", "feed_forward=64", "conv_widths=[8,8,8,8,8,8,8]"]
+    changes = ["objective.name=units", "objective.features=mfcc", "objective.clusters=8"]
+    changes += ["noise.probability=0.5", *(f"student.{size}" for size in sizes)]
+    typed = [word for change in changes for word in ("--set", change)]
+    code, out, err = run("distill", speech, "--teacher", "none", *QUICK, *typed)
+    assert (code, out) == (0, f"runs/{speech.name}/student\n"), err
+    assert "nothing is distilled: units of MFCC" in err
+    assert "50% of clips, 0 to 20 dB of noise" in err
+    assert "random weights" in err
+    code, out, err = run("distill", speech, "--teacher", "none", *QUICK, *typed, "--plan", "--json")
+    assert json.loads(out)["steps"] == 2
+    code, out, _ = run("inspect", f"runs/{speech.name}", "--json")
+    facts = json.loads(out)
+    assert (code, facts["teacher"], facts["state"]) == (0, "none", "finished")
 
 
 def test_recipes(run: Run) -> None:

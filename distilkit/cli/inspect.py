@@ -53,7 +53,7 @@ def _run(name: str) -> dict[str, Any] | None:
         "is": "a distillation run",
         "state": "finished" if run.finished else "not finished",
         "steps": f"{rows[-1]['step'] if rows else 0} of {facts['plan']['steps']}",
-        "teacher": facts["teacher"]["name"],
+        "teacher": facts["teacher"]["name"] if facts["teacher"] else "none",
         "audio": facts["audio"],
         "train seconds": facts["train_seconds"],
         "held-out seconds": facts["valid_seconds"],
