@@ -306,3 +306,17 @@ def test_plain_distillation_is_the_loss_of_its_parts() -> None:
         predicted, target, frame_mask(given.lengths, 29, CPU), settings=recipe.objective
     )
     assert float(loss.total.detach()) == pytest.approx(float(wanted.total), rel=1e-6)
+
+
+def test_masks_reach_the_student_new_or_not() -> None:
+    recipe = quick("objective.mask_probability=0.5")
+    given = batch()
+    hide = torch.zeros(2, 29, dtype=torch.bool)
+    hide[:, 3:6] = True
+    for existing in (None, Existing(student=teacher(num_hidden_layers=3))):
+        distiller, _ = assembly.build(teacher(), recipe, existing)
+        assert distiller.student.depth == (2 if existing is None else 3)
+        assert distiller.model.masked_spec_embed.requires_grad
+        distiller.eval()
+        seen, unseen = (distiller(given.wave_BS, given.lengths, h)[0] for h in (hide & False, hide))
+        assert not torch.allclose(seen, unseen)

@@ -391,7 +391,8 @@ def test_the_embedding_of_masked_frames_is_trained_where_frames_are_masked(
         students.build(teacher, config.Student(dropout=0.0), masks=masks)[0],
         students.resume_from(teacher, config.Student(dropout=0.0), masks=masks)[0],
     ):
-        assert mask(student).requires_grad is masks
+        if masks or probability:  # else transformers makes none
+            assert mask(student).requires_grad is masks
         assert student.model.config.apply_spec_augment is masks
         others = [p for n, p in student.model.named_parameters() if n != "masked_spec_embed"]
         assert all(p.requires_grad for p in others)
