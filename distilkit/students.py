@@ -126,6 +126,11 @@ def build(
     Raises:
         DistilkitError: the teacher has no such layers, or sizes do not fit together.
     """
+    if settings.start_layers != "auto" and (teacher is None or settings.start == "random"):
+        raise DistilkitError(
+            f"`student.start_layers` {settings.start_layers} of no teacher: the student starts at random",
+            "--set student.start_layers=auto",
+        )
     wanted = shape(teacher.model.config if teacher else None, settings, masks=masks)
     model = HubertModel(wanted)
     weights: dict[str, Tensor] = {}

@@ -28,7 +28,7 @@ OPTIONS = {
     "units": {"--out", "--model", "--layer", "--clusters", "--codebook", "--minutes", "--seed", "--json"},
     "convert": {"--out", "--format", "--json"},
     "inspect": {"--json"},
-    "demo": {"--out", "--steps"},
+    "demo": {"--out", "--steps", "--json"},
     "doctor": {"--json"},
     "recipes": set(),
     "recipes show": set(),

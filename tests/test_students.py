@@ -188,6 +188,7 @@ WRONG = [
     ({"width": 136, "heads": 8}, "`student.width` 136 is not a multiple of 16, the groups of"),
     ({"conv_widths": [8, 16]}, "`student.conv_widths` names 2 widths for 7 convolutions"),
     ({"layers": 13}, "`student.layers` is 13, but the teacher has 12"),
+    ({"start_layers": [4, 8], "start": "random"}, "`student.start_layers` [4, 8] of no teacher"),
     ({"start_layers": [4]}, "`student.start_layers` [4] does not name one of the teacher's 12"),
     ({"start_layers": [4, 13]}, "`student.start_layers` [4, 13] does not name one of the"),
     ({"layers": 14, "start_layers": [1]}, "`student.start_layers` [1] does not name one of the"),
