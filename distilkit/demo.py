@@ -1,4 +1,4 @@
-"""The way through on what is built in: a teacher, speech, a student, and what the student kept."""
+"""The way through, on what is built in: a teacher, speech, a student, and what the student kept."""
 
 import csv
 import statistics

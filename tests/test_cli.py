@@ -580,12 +580,21 @@ def test_doctor_names_a_version_that_does_not_fit(
 def test_demo(run: Run) -> None:
     code, out, err = run("demo", "--steps", "2")
     assert code == 0, err
-    assert "random weights" in err
-    student, embedding = out.splitlines()
+    assert "teacher                 tiny" in err
+    student, embedding = out.splitlines()[-2:]
     assert Path(student, "model.safetensors").is_file()
-    assert np.load(embedding.split("\t")[0]).shape[1] == 256
-    code, out, _ = run("demo", "--steps", "1")
-    assert (code, out.splitlines()[0]) == (0, "demo-2/run/student")
+    assert np.load(embedding.split("\t")[0]).shape[0] == 210
+    for said in ("smaller", "times as fast", "words told apart", "log-mel without a model"):
+        assert said in out
+    assert "distilkit distill ./my_audio --teacher facebook/hubert-base-ls960" in err
+    code, out, _ = run("demo", "--steps", "1", "--json")
+    made = json.loads(out)
+    assert (code, made["student"]) == (0, "demo-2/run/student")
+    assert made["student_parameters"] < made["teacher_parameters"]
+    assert 0 <= made["student_words"] <= 1
+    code, _, err = run("demo", "--out", "demo")
+    assert code == 1
+    assert "`demo` is not an empty folder" in err
 
 
 def test_the_built_in_speech_is_whole(run: Run) -> None:
