@@ -501,6 +501,10 @@ def test_units_of_mfcc_and_the_same_with_their_codebook(run: Run, speech: Path) 
     assert "MFCC" in err
     for name in ("units.jsonl", "units.km", "codebook.safetensors"):
         assert Path("new", name).read_bytes() == Path("again", name).read_bytes()
+    for number, other in enumerate((["--seed", "1"], ["--minutes", "0.05"])):
+        code, _, _ = run("units", speech, "--clusters", "9", "--out", f"other{number}", *other)
+        found = Path(f"other{number}", "codebook.safetensors").read_bytes()
+        assert (code, found == Path("new", "codebook.safetensors").read_bytes()) == (0, False)
 
 
 def test_units_of_a_model_for_a_run(run: Run, speech: Path, teacher_folder: Path) -> None:
@@ -513,7 +517,17 @@ def test_units_of_a_model_for_a_run(run: Run, speech: Path, teacher_folder: Path
     code, out, err = run("distill", speech, "--teacher", teacher_folder, *QUICK, *changes)
     assert code == 0, err
     assert "`units`, 9 clusters of layers 4" in err
-    assert "right" in err
+    assert ", right " in err
+
+
+def test_going_on_with_a_student(run: Run, speech: Path, teacher_folder: Path) -> None:
+    typed = ["distill", speech, "--teacher", teacher_folder, *QUICK]
+    code, _, _ = run(*typed, "--set", "student.layers=3", "--out", "first")
+    code, out, err = run(*typed, "--student", "first", "--out", "second")
+    assert (code, out) == (0, "second/student\n"), err
+    assert "100% of its weights are the student's" in err
+    student = json.loads(Path("second/run.json").read_text())["student"]
+    assert (student["from"]["name"], student["layers"]) == ("first", 3)
 
 
 def test_units_report_failures_with_status_1(run: Run, speech: Path) -> None:

@@ -96,7 +96,7 @@ def units(
             ),
             ("a unit lasts", f"{made.run_frames * 20:.0f} ms", "on average"),
         ]
-        console.show(console.table("distilkit units", ("what", "value", "why"), rows))
+        console.show(console.table("distilkit units", ("what", "value", "which"), rows))
         console.result(str(made.folder))
     if failed:
         raise typer.Exit(1)
