@@ -67,7 +67,5 @@ def test_what_a_student_kept() -> None:
     assert kept.student_parameters < 0.3 * kept.teacher_parameters
     assert kept.speed_up > 1
     assert kept.teacher_words > 0.5
-    with torch.no_grad():
-        for parameter in student.model.parameters():
-            parameter.zero_()
-    assert demo.compare(student, teacher).student_words < 0.2 < kept.student_words
+    fresh, _ = build(teacher, Student(architecture="paper-ln", start="random"))
+    assert demo.compare(fresh, teacher).student_words < kept.student_words - 0.2
