@@ -3,7 +3,6 @@
 What is written holds the same weights, to the bit, in fp32.
 """
 
-import copy
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,15 +12,13 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import Wav2Vec2FeatureExtractor
 
 from distilkit import teachers
-from distilkit.audio import SAMPLE_RATE
 from distilkit.encoder import FAMILIES, Encoder, front_norm
 from distilkit.errors import DistilkitError
 from distilkit.hub import DEFAULT_TEACHER, locate
 from distilkit.runs import Run, replacing
-from distilkit.students import parameters
+from distilkit.students import parameters, save
 from distilkit.teachers import Checkpoint
 from distilkit.teachers.layout import ACTIVATIONS, names
 from distilkit.teachers.weights import old_norm
@@ -109,32 +106,18 @@ def _huggingface(
     encoder: Encoder, checkpoint: Checkpoint, folder: Path, run: Mapping[str, Any]
 ) -> list[str]:
     """A folder that stock transformers loads; a student's heads beside its weights."""
-    folder.mkdir()
-    shape = copy.deepcopy(encoder.model.config)
-    shape.architectures = [type(encoder.model).__name__]
-    shape.dtype = "float32"
-    shape.save_pretrained(folder)
-    weights = {key: _ready(value) for key, value in encoder.model.state_dict().items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    Wav2Vec2FeatureExtractor(
-        feature_size=1,
-        sampling_rate=SAMPLE_RATE,
-        padding_value=0.0,
-        do_normalize=encoder.normalise,
-        return_attention_mask=front_norm(shape) == "layer",
-    ).save_pretrained(folder)
+    said = "".join(f"\n- {note}" for note in checkpoint.notes)
+    card = (
+        f"A {FAMILIES[checkpoint.family]} encoder, converted by distilkit from a {checkpoint.format} "
+        f"checkpoint, `{Path(checkpoint.source).name}`. Its licence is that of the checkpoint.\n{said}\n"
+    )
+    save(encoder, folder, card)
     if checkpoint.heads:
         save_file(
             {key: _ready(value) for key, value in checkpoint.heads.items()},
             folder / "heads.safetensors",
             metadata={"layers": ",".join(map(str, checkpoint.head_layers))},
         )
-    said = "".join(f"\n- {note}" for note in checkpoint.notes)
-    (folder / "README.md").write_text(
-        f"A {FAMILIES[checkpoint.family]} encoder, converted by distilkit from a {checkpoint.format} "
-        f"checkpoint, `{Path(checkpoint.source).name}`. Its licence is that of the checkpoint.\n{said}\n",
-        encoding="utf-8",
-    )
     return []
 
 

@@ -326,13 +326,13 @@ def parameters(model: HubertModel) -> int:
 
 
 def save(student: Encoder, folder: Path, card: str, dtype: torch.dtype = torch.float32) -> None:
-    """Write a student as a Hugging Face folder that stock transformers loads.
+    """Write a student, or any encoder, as a Hugging Face folder that stock transformers loads.
 
     Config, weights, feature extractor, and `card` as the model card.
     """
     folder.mkdir(parents=True)
     shape = copy.deepcopy(student.model.config)
-    shape.architectures = ["HubertModel"]
+    shape.architectures = [type(student.model).__name__]
     shape.dtype = str(dtype).removeprefix("torch.")
     shape.save_pretrained(folder)
     weights = {
@@ -345,6 +345,6 @@ def save(student: Encoder, folder: Path, card: str, dtype: torch.dtype = torch.f
         sampling_rate=SAMPLE_RATE,
         padding_value=0.0,
         do_normalize=student.normalise,
-        return_attention_mask=shape.feat_extract_norm == "layer",
+        return_attention_mask=front_norm(shape) == "layer",
     ).save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
