@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from distilkit import codebooks, config, data
 from distilkit.audio import frames
 from distilkit.batches import whole
@@ -86,10 +84,7 @@ def units(
             whole(chosen, MICRO_SECONDS), description="finding clusters", total=len(chosen)
         )
         found = codebooks.find(
-            (
-                (_no_grad(seen, batch.wave_BS.to(device), batch.lengths), batch.lengths)
-                for batch in batches
-            ),
+            ((seen(batch.wave_BS.to(device), batch.lengths), batch.lengths) for batch in batches),
             clusters,
             features="layers" if model else "mfcc",
             layers=layers,
@@ -158,8 +153,3 @@ def _check(found: Codebook, path: Path, layers: list[int], name: str) -> None:
             f"the codebook `{path}` is of {found.features} {list(found.layers)}{other}, not {layers}",
             "leave out --codebook to find clusters anew",
         )
-
-
-def _no_grad(seen: Targets, wave_BS: torch.Tensor, lengths: Sequence[int]) -> list[torch.Tensor]:
-    with torch.no_grad():
-        return seen(wave_BS, lengths)
