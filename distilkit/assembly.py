@@ -6,12 +6,14 @@ Letters in names: B clips in a batch, S samples, T frames, D width, K clusters.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
+from lhotse import MonoCut
 from torch import Tensor, nn
 from transformers import HubertConfig, HubertModel
 
-from distilkit import batches, config, students
+from distilkit import batches, codebooks, config, data, students
 from distilkit.codebooks import Codebook
 from distilkit.encoder import Encoder, encode, exact, frame_mask, scale_conv_gradients
 from distilkit.errors import DistilkitError
@@ -127,9 +129,8 @@ def build(
 
 def _predict_the_same(existing: Existing, settings: config.Objective) -> bool:
     """Whether existing heads are for these targets; clusters that are found anew are others."""
-    layers = [] if settings.features == "mfcc" else settings.layers
     known = settings.name != "units" or bool(settings.codebook)
-    return known and list(existing.head_layers) == layers
+    return known and list(existing.head_layers) == target_layers(settings)
 
 
 def _heads(
@@ -154,14 +155,84 @@ def _heads(
 def features(
     teacher: Encoder | None,
     settings: config.Objective,
+    device: torch.device | str = "cpu",
     arithmetic: AbstractContextManager[object] | None = None,
 ) -> Targets:
     """What the student predicts, or what its units are clusters of."""
     if settings.features == "mfcc":
         return live_mfcc
     assert teacher is not None
-    assert isinstance(settings.layers, list)
-    return LiveTargets(teacher, settings.layers, arithmetic or nullcontext())
+    return LiveTargets(teacher, target_layers(settings), device, arithmetic or nullcontext())
+
+
+def target_layers(settings: config.Objective) -> list[int]:
+    """The teacher layers that are predicted, or clustered; none for MFCC."""
+    if settings.features == "mfcc":
+        return []
+    assert isinstance(settings.layers, list), "presets are resolved beforehand"
+    return settings.layers
+
+
+def given_codebook(settings: config.Objective, model: str) -> Codebook:
+    """The codebook that the recipe names.
+
+    Args:
+        settings: the recipe's.
+        model: the teacher's fingerprint; empty where there is none.
+
+    Raises:
+        DistilkitError: it belongs to other features, layers or clusters, or to another model.
+    """
+    path = Path(settings.codebook)
+    codebook = codebooks.load(path)
+    codebooks.check_source(codebook, path, settings.features, target_layers(settings), model)
+    most = max(len(centres_KD) for centres_KD in codebook.centres)
+    if most != settings.clusters:
+        raise DistilkitError(
+            f"the codebook `{path}` has {most} units, the recipe {settings.clusters}",
+            f"--set objective.clusters={most}",
+        )
+    return codebook
+
+
+def clustered(windows: Sequence[MonoCut], recipe: config.Recipe) -> list[MonoCut]:
+    """The windows that clusters are found on."""
+    return data.some(windows, recipe.objective.cluster_minutes * 60, recipe.train.seed)
+
+
+def codebook(
+    recipe: config.Recipe,
+    seen: Targets,
+    windows: Sequence[MonoCut],
+    micro_seconds: float,
+    device: torch.device,
+    model: str,
+) -> Codebook:
+    """The codebook that the recipe names, else one that is found on the audio.
+
+    Args:
+        recipe: its objective and seed.
+        seen: what is clustered.
+        windows: the audio to train on.
+        micro_seconds: audio in memory at once.
+        device: where the features are computed.
+        model: the teacher's fingerprint; empty where there is none.
+
+    Raises:
+        DistilkitError: a codebook that does not fit, or too little audio.
+    """
+    settings = recipe.objective
+    if settings.codebook:
+        return given_codebook(settings, model)
+    chosen = batches.whole(clustered(windows, recipe), micro_seconds)
+    return codebooks.find(
+        ((seen(batch.wave_BS.to(device), batch.lengths), batch.lengths) for batch in chosen),
+        settings.clusters,
+        features=settings.features,
+        layers=target_layers(settings),
+        seed=recipe.train.seed,
+        model=model,
+    )
 
 
 def loss_function(

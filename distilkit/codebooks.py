@@ -126,6 +126,25 @@ def check(count: int, clusters: int) -> None:
         )
 
 
+def check_source(
+    codebook: Codebook, path: Path, features: config.Features, layers: Sequence[int], model: str
+) -> None:
+    """Refuse a codebook of other features, other layers or another model.
+
+    Raises:
+        DistilkitError: what it is of, and what is asked for.
+    """
+    of = "MFCC" if codebook.features == "mfcc" else f"layers {list(codebook.layers)}"
+    asked = "MFCC" if features == "mfcc" else f"layers {list(layers)}"
+    foreign = bool(codebook.model and model and codebook.model != model)
+    if of != asked or foreign:
+        raise DistilkitError(
+            f"the codebook `{path}` is of {of}{' of another model' if foreign else ''}"
+            + (f", not of {asked}" if of != asked else ""),
+            "distilkit units AUDIO --out DIR makes one that fits",
+        )
+
+
 def save(codebook: Codebook, path: Path) -> None:
     """Write a codebook as one safetensors file."""
     named = {f"centres.{i}": tensor.contiguous() for i, tensor in enumerate(codebook.centres)}

@@ -101,12 +101,12 @@ def prepare(
     distiller, begins = assembly.build(encoder, settings, existing)  # refuses what does not fit
     told = _facts(teacher, encoder, checkpoint)
     if settings.objective.codebook:
-        _given_codebook(settings.objective, told)
+        assembly.given_codebook(settings.objective, told["fingerprint"] if told else "")
     if settings.noise.probability:
         recordings(settings.noise.folder)  # refuses what cannot be used
     collection = data.collect(audio, settings.data, seed=settings.train.seed, track=track)
     if settings.objective.name == "units" and not settings.objective.codebook:
-        chosen = _clustered(collection.train, settings)
+        chosen = assembly.clustered(collection.train, settings)
         codebooks.check(sum(frames(cut.num_samples) for cut in chosen), settings.objective.clusters)
     decided = plan.decide(settings, distiller.student, encoder, collection.train)
     facts = {
@@ -251,10 +251,11 @@ def assemble(
     distiller, _ = assembly.build(job.teacher, recipe, job.existing)
     if job.plan.gradient_checkpointing:
         distiller.model.activation_checkpointing_enable()
-    if job.teacher is not None:
-        job.teacher.model.to(accelerator.device)
     seen = assembly.features(
-        job.teacher, recipe.objective, _teacher_precision(accelerator, job.plan.precision)
+        job.teacher,
+        recipe.objective,
+        accelerator.device,
+        _teacher_precision(accelerator, job.plan.precision),
     )
     codebook = None
     if recipe.objective.name == "units":
@@ -321,80 +322,28 @@ def _existing(name: str) -> tuple[Existing, dict[str, Any]]:
     return existing, {"name": name, "fingerprint": fingerprint(checkpoint.model)}
 
 
-def _layers(settings: config.Objective) -> list[int]:
-    """The teacher layers that are predicted; none for MFCC."""
-    if settings.features == "mfcc":
-        return []
-    assert isinstance(settings.layers, list), "presets are resolved beforehand"
-    return settings.layers
-
-
-def _given_codebook(
-    settings: config.Objective, teacher: dict[str, Any] | None
-) -> codebooks.Codebook:
-    """The codebook that the recipe names.
-
-    Args:
-        settings: the recipe's.
-        teacher: what run.json says of the teacher.
-
-    Raises:
-        DistilkitError: it belongs to other features, layers, or another model.
-    """
-    codebook = codebooks.load(Path(settings.codebook))
-    wanted = _layers(settings)
-    sizes = {len(centres) for centres in codebook.centres}
-    of_it = teacher is None or codebook.model in ("", teacher["fingerprint"])
-    if codebook.features != settings.features or list(codebook.layers) != wanted or not of_it:
-        raise DistilkitError(
-            f"the codebook `{settings.codebook}` is of {codebook.features} {list(codebook.layers)}"
-            + ("" if of_it else " of another model")
-            + f", the recipe asks for {settings.features} {wanted}",
-            "distilkit units AUDIO --out DIR makes one that fits",
-        )
-    if sizes != {settings.clusters}:
-        raise DistilkitError(
-            f"the codebook `{settings.codebook}` has {max(sizes)} units, the recipe {settings.clusters}",
-            f"--set objective.clusters={max(sizes)}",
-        )
-    return codebook
-
-
-def _clustered(windows: Sequence[MonoCut], settings: config.Recipe) -> list[MonoCut]:
-    """The windows that clusters are found on."""
-    return data.some(windows, settings.objective.cluster_minutes * 60, settings.train.seed)
-
-
 def _codebook(
     job: Job, accelerator: Accelerator, seen: Targets, keep: Path | None
 ) -> codebooks.Codebook:
-    """The units of a run: the recipe's codebook, else found on the training audio and kept."""
-    settings, seed = job.recipe.objective, job.recipe.train.seed
+    """The units of a run, kept beside it."""
     if keep is not None and keep.is_file():
         return codebooks.load(keep)
-    if settings.codebook:
-        found = _given_codebook(settings, job.facts["teacher"])
-    else:
-        chosen = _clustered(job.train, job.recipe)
-        micro = job.plan.micro_seconds
-        found = codebooks.find(
-            (
-                (seen(batch.wave_BS.to(accelerator.device), batch.lengths), batch.lengths)
-                for batch in batches.whole(chosen, micro)
-            ),
-            settings.clusters,
-            features=settings.features,
-            layers=_layers(settings),
-            seed=seed,
-            model=job.facts["teacher"]["fingerprint"] if job.facts["teacher"] else "",
-        )
-    if keep is not None:
-        if accelerator.is_main_process:
-            with replacing(keep) as beside:
-                codebooks.save(found, beside)
-        accelerator.wait_for_everyone()
-        return codebooks.load(keep)
-    return found
+    told = job.facts["teacher"]
+    found = assembly.codebook(
+        job.recipe,
+        seen,
+        job.train,
+        job.plan.micro_seconds,
+        accelerator.device,
+        told["fingerprint"] if told else "",
+    )
+    if keep is None:
+        return found
+    if accelerator.is_main_process:
+        with replacing(keep) as beside:
+            codebooks.save(found, beside)
+    accelerator.wait_for_everyone()
+    return codebooks.load(keep)
 
 
 def _run_for(audio: Sequence[str | Path], out: Path | None, resume: bool) -> Run:
@@ -492,7 +441,7 @@ def _finish(job: Job, distiller: Distiller) -> None:
             for name, value in distiller.heads.named().items()  # type: ignore[operator]
         }
         objective = job.recipe.objective
-        layers = ",".join(map(str, _layers(objective)))
+        layers = ",".join(map(str, assembly.target_layers(objective)))
         beside.write_bytes(save(named, metadata={"layers": layers}))
     card = report.card(
         facts=job.facts,

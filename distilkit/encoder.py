@@ -9,10 +9,11 @@ same care. The models are those of transformers: HuBERT, wav2vec 2.0, WavLM and 
 Letters in names: B clips in a batch, S samples, T frames, L layers, C channels, D width.
 """
 
+import copy
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 # On a CPU, oneDNN keeps what it prepares for each shape of a batch, 1,024 of them. Clips have many
@@ -263,14 +264,19 @@ def frame_mask(lengths: Sequence[int], width: int, device: torch.device) -> Tens
     return torch.arange(width, device=device) < ends[:, None]
 
 
-def truncate(encoder: Encoder, deepest: int) -> None:
-    """Drop the layers above the deepest one asked for, in place; the lower outputs stay the same.
+def truncated(encoder: Encoder, deepest: int) -> Encoder:
+    """The same encoder without the layers above the deepest one asked for; weights are shared.
 
     The final norm of a model that is cut short belongs to a layer that is gone, so `encode` must be
     asked for hidden states below the old depth only: the depth itself is kept in the config.
     """
-    if deepest < encoder.depth:
-        encoder.model.encoder.layers = encoder.model.encoder.layers[:deepest]
+    if deepest >= encoder.depth:
+        return encoder
+    model = encoder.model
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    short = copy.deepcopy(model, shared)  # a copy of the structure alone
+    short.encoder.layers = short.encoder.layers[:deepest]
+    return replace(encoder, model=short)
 
 
 def scale_conv_gradients(model: Model, factor: float) -> None:

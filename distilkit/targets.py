@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from distilkit.codebooks import Codebook, mfcc
-from distilkit.encoder import Encoder, encode, truncate
+from distilkit.encoder import Encoder, encode, truncated
 
 Targets = Callable[[Tensor, Sequence[int]], list[Tensor]]
 
@@ -25,12 +25,13 @@ class LiveTargets:
         self,
         teacher: Encoder,
         layers: Sequence[int],
+        device: torch.device | str = "cpu",
         autocast: AbstractContextManager[object] | None = None,
     ) -> None:
-        self.teacher, self.layers = teacher, tuple(layers)
+        self.layers = tuple(layers)
+        self.teacher = truncated(teacher, max(1, *layers))  # layer 0 is what the first one takes
+        self.teacher.model.to(device).eval().requires_grad_(False)
         self._autocast = autocast or nullcontext()
-        teacher.model.eval().requires_grad_(False)
-        truncate(teacher, max(1, *layers))  # the input is seen where the first layer takes it
 
     def __call__(self, wave_BS: Tensor, lengths: Sequence[int]) -> list[Tensor]:
         """Hidden states of the chosen layers, one (B, T, D) each, without gradient."""

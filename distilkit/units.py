@@ -56,7 +56,7 @@ def units(
     Args:
         audio: folders, files or lhotse manifests.
         out: the folder to write; must not exist.
-        model: whose layer is clustered; it loses the layers above. None clusters MFCC.
+        model: whose layer is clustered; None clusters MFCC.
         layer: which layer; the middle one when None.
         clusters: how many.
         codebook: use these clusters in place of finding some.
@@ -77,7 +77,7 @@ def units(
         raise DistilkitError("no usable audio in " + ", ".join(f"`{a}`" for a in audio))
     if codebook is not None:
         found = codebooks.load(codebook)
-        _check(found, codebook, layers, name)
+        codebooks.check_source(found, codebook, "layers" if model else "mfcc", layers, name)
     else:
         chosen = data.some(windows, minutes * 60, seed)
         batches = track(
@@ -141,15 +141,4 @@ def _features(
         raise DistilkitError(
             f"no layer `{chosen}`: the model has {model.depth}", f"--layer {model.depth}"
         )
-    name = fingerprint(model.model)  # before the layers above are dropped
-    model.model.to(device)
-    return LiveTargets(model, [chosen]), [chosen], name
-
-
-def _check(found: Codebook, path: Path, layers: list[int], name: str) -> None:
-    if list(found.layers) != layers or found.model not in ("", name):
-        other = " of another model" if found.model not in ("", name) else ""
-        raise DistilkitError(
-            f"the codebook `{path}` is of {found.features} {list(found.layers)}{other}, not {layers}",
-            "leave out --codebook to find clusters anew",
-        )
+    return LiveTargets(model, [chosen], device), [chosen], fingerprint(model.model)

@@ -126,8 +126,26 @@ def test_the_teacher_runs_up_to_the_deepest_layer(
 ) -> None:
     recipe = quick("objective.layers=[2,5]", "train.steps=1")
     job = prepare([speech], teacher=str(teacher_folder), out=tmp_path / "run", recipe=recipe)
+    ran: list[int] = []
+    for number, layer in enumerate(job.teacher.model.encoder.layers, start=1):
+        layer.register_forward_hook(lambda *_, n=number: ran.append(n))
     list(train(job))
-    assert len(job.teacher.model.encoder.layers) == 5
+    assert sorted(set(ran)) == [1, 2, 3, 4, 5]
+    assert len(job.teacher.model.encoder.layers) == job.teacher.depth > 5
+
+
+def test_measuring_takes_nothing_from_the_job(
+    speech: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    """Nor does the teacher's being cut short: the student starts from layers above."""
+    recipe = quick("objective.layers=[2]", "student.start_layers=[4,5]", "train.steps=1")
+    for out, look in (("plain", False), ("measured", True)):
+        job = prepare([speech], teacher=str(teacher_folder), out=tmp_path / out, recipe=recipe)
+        if look:
+            distillation.measure(job)
+            assert distillation.disk_bytes(job) > 0
+        list(train(job))
+    assert files(tmp_path / "plain") == files(tmp_path / "measured")
 
 
 def test_a_run_is_held_by_one_process(speech: Path, teacher_folder: Path, tmp_path: Path) -> None:
@@ -427,19 +445,19 @@ def test_a_given_codebook(
 
     name, fits = f"the codebook `{tmp_path / 'units'}`", "distilkit units AUDIO --out DIR makes one"
     problem, hint = refused(teacher_folder, "objective.layers=[4]")
-    assert problem == f"{name} is of layers [5], the recipe asks for layers [4]"
+    assert problem == f"{name} is of layers [5], not of layers [4]"
     assert str(hint).startswith(fits)
     problem, _ = refused(teacher_folder, "objective.layers=[4,5]")
-    assert problem == f"{name} is of layers [5], the recipe asks for layers [4, 5]"
+    assert problem == f"{name} is of layers [5], not of layers [4, 5]"
     problem, _ = refused("none", "objective.features=mfcc", *SMALL)
-    assert problem == f"{name} is of layers [5], the recipe asks for mfcc []"
+    assert problem == f"{name} is of layers [5], not of MFCC"
     problem, hint = refused(teacher_folder, "objective.clusters=8")
     assert problem == f"{name} has 9 units, the recipe 8"
     assert hint == "--set objective.clusters=9"
     other = tmp_path / "other"
     save(Encoder(model=exact(make_model(seed=1)), normalise=False), other, "# tiny\n")
     problem, _ = refused(other)
-    assert problem == f"{name} is of layers [5] of another model, the recipe asks for layers [5]"
+    assert problem == f"{name} is of layers [5] of another model"
     problem, hint = refused(teacher_folder, f"objective.codebook={tmp_path / 'nowhere'}")
     assert problem.startswith("no codebook `")
 

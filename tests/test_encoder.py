@@ -17,7 +17,7 @@ from distilkit.encoder import (
     frame_mask,
     prepare,
     scale_conv_gradients,
-    truncate,
+    truncated,
 )
 
 BATCH_NORM = {"conv_pos_batch_norm": True}
@@ -112,9 +112,12 @@ def test_truncating_changes_nothing_below(changes: dict[str, object]) -> None:
     wave_BS, layers = pad([voice(1.0, 1)]), [0, 1, 3]
     with torch.no_grad():
         wanted = encode(encoder, wave_BS, [16_000], layers)
-        truncate(encoder, 3)
-        got = encode(encoder, wave_BS, [16_000], layers)
-    assert len(encoder.model.encoder.layers) == 3
+        short = truncated(encoder, 3)
+        got = encode(short, wave_BS, [16_000], layers)
+    assert len(short.model.encoder.layers) == 3
+    assert len(encoder.model.encoder.layers) == encoder.depth == short.depth
+    weights = dict(encoder.model.named_parameters())
+    assert all(weights[name] is weight for name, weight in short.model.named_parameters())
     assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
 
 
@@ -277,7 +280,6 @@ def test_every_family_can_be_truncated_and_shown_masked_frames(name: str) -> Non
     with torch.no_grad():
         wanted = encode(encoder, wave_BS, [16_000], [0, 2])
         masked = encode(encoder, wave_BS, [16_000], [0, 2], hidden_BT)
-        truncate(encoder, 2)
-        got = encode(encoder, wave_BS, [16_000], [0, 2])
+        got = encode(truncated(encoder, 2), wave_BS, [16_000], [0, 2])
     assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
     assert not torch.allclose(masked[0], wanted[0])

@@ -126,15 +126,15 @@ def test_a_codebook_of_something_else(
                 [speech], tmp_path / "no", model=model and model_of(model), layer=layer,
                 codebook=tmp_path / book,
             )  # fmt: skip
-        assert caught.value.hint == "leave out --codebook to find clusters anew"
+        assert caught.value.hint == "distilkit units AUDIO --out DIR makes one that fits"
         assert not (tmp_path / "no").exists()
         return caught.value.problem
 
     four = f"the codebook `{tmp_path / 'four'}` is of layers [4]"
-    assert refused("four", teacher_folder, 5) == f"{four}, not [5]"
-    assert refused("four", None, None) == f"{four} of another model, not []"
-    assert refused("four", large_folder, 4) == f"{four} of another model, not [4]"
-    assert refused("mfcc", teacher_folder, 4).endswith("is of mfcc [], not [4]")
+    assert refused("four", teacher_folder, 5) == f"{four}, not of layers [5]"
+    assert refused("four", None, None) == f"{four}, not of MFCC"
+    assert refused("four", large_folder, 4) == f"{four} of another model"
+    assert refused("mfcc", teacher_folder, 4).endswith("is of MFCC, not of layers [4]")
 
 
 def test_layers_the_model_lacks(speech: Path, large_folder: Path, tmp_path: Path) -> None:
