@@ -15,6 +15,14 @@ from distilkit.audio import SAMPLE_RATE
 from distilkit.encoder import Encoder, exact, front_norm
 from distilkit.errors import DistilkitError
 
+SIZES = {  # in a recipe, and in a configuration
+    "layers": "num_hidden_layers",
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "feed_forward": "intermediate_size",
+    "conv_widths": "conv_dim",
+    "position_frames": "num_conv_pos_embeddings",
+}
 THIN_CONV = [128, 256, 256, 256, 256, 512, 512]  # channels: narrow where there are most frames
 
 
@@ -145,8 +153,24 @@ def build(
 def resume_from(
     student: Encoder, settings: config.Student, *, masks: bool = False
 ) -> tuple[Encoder, Beginning]:
-    """An existing student to train on: its own sizes and weights, the recipe's dropout."""
+    """An existing student to train on: its own form, sizes and weights, the recipe's dropout.
+
+    Raises:
+        DistilkitError: the recipe asks for other sizes, or names layers to start from.
+    """
     wanted = _as_hubert(student.model.config)
+    for name, own in SIZES.items():
+        asked, has = getattr(settings, name), getattr(wanted, own)
+        if asked not in ("auto", has):
+            raise DistilkitError(
+                f"`student.{name}` is {asked}, but the student to go on with has {has}",
+                f"--set student.{name}=auto",
+            )
+    if settings.start_layers != "auto":
+        raise DistilkitError(
+            f"`student.start_layers` {settings.start_layers} is for a new student, not one to go on with",
+            "--set student.start_layers=auto",
+        )
     for name in ("hidden_dropout", "attention_dropout", "activation_dropout"):
         setattr(wanted, name, settings.dropout)
     wanted.layerdrop = 0.0

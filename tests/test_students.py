@@ -360,7 +360,7 @@ def test_going_on_keeps_sizes_and_weights_and_takes_the_dropout(changes: dict[st
     model = make_model(**{**changes, "layerdrop": 0.2})
     first = Encoder(model=exact(model), normalise=bool(changes))
     wanted = hidden(first, [1, first.depth])
-    settings = config.Student(architecture="deep-thin", layers=5, width=64, dropout=0.3)
+    settings = config.Student(architecture="deep-thin", dropout=0.3)
     student, begins = students.resume_from(first, settings)
     assert student.model is not first.model
     assert student.normalise is bool(changes)
@@ -372,6 +372,28 @@ def test_going_on_keeps_sizes_and_weights_and_takes_the_dropout(changes: dict[st
     assert (shape.hidden_dropout, shape.attention_dropout, shape.activation_dropout) == (0.3,) * 3
     assert (shape.layerdrop, shape.apply_spec_augment) == (0.0, False)
     assert first.model.config.hidden_dropout != 0.3
+
+
+def test_going_on_refuses_other_sizes_and_takes_its_own() -> None:
+    first = encoder()
+    shape = first.model.config
+    own = {
+        "layers": 12, "width": 32, "heads": 4, "feed_forward": 64, "position_frames": 16,
+        "conv_widths": list(shape.conv_dim),
+    }  # fmt: skip
+    assert students.resume_from(first, config.Student(**own))[0].depth == 12
+    for name, value in own.items():
+        other = [n + 8 for n in value] if isinstance(value, list) else value + 8
+        with pytest.raises(DistilkitError) as caught:
+            students.resume_from(first, config.Student(**own | {name: other}))
+        assert caught.value.problem == (
+            f"`student.{name}` is {other}, but the student to go on with has {value}"
+        )
+        assert caught.value.hint == f"--set student.{name}=auto"
+    with pytest.raises(
+        DistilkitError, match=r"`student.start_layers` \[1, 2\] is for a new student"
+    ):
+        students.resume_from(first, config.Student(start_layers=[1, 2]))
 
 
 # -------------------------------------------------------------------------------------- masking
