@@ -29,7 +29,7 @@ from distilkit.objectives import (
     mask_spans,
 )
 from distilkit.students import Beginning
-from distilkit.targets import LiveTargets, Targets, live_mfcc, live_units
+from distilkit.targets import LiveTargets, Targets, live_mfcc, live_units, normalised
 
 PRESETS: dict[config.Preset, tuple[int, ...]] = {  # layers of 12; field's ablation in docs/concepts
     "all-round": (4, 8, 12),
@@ -162,7 +162,8 @@ def features(
     if settings.features == "mfcc":
         return live_mfcc
     assert teacher is not None
-    return LiveTargets(teacher, target_layers(settings), device, arithmetic or nullcontext())
+    seen = LiveTargets(teacher, target_layers(settings), device, arithmetic or nullcontext())
+    return normalised(seen) if settings.normalise else seen
 
 
 def target_layers(settings: config.Objective) -> list[int]:
@@ -185,7 +186,14 @@ def given_codebook(settings: config.Objective, model: str) -> Codebook:
     """
     path = Path(settings.codebook)
     codebook = codebooks.load(path)
-    codebooks.check_source(codebook, path, settings.features, target_layers(settings), model)
+    codebooks.check_source(
+        codebook,
+        path,
+        features=settings.features,
+        layers=target_layers(settings),
+        model=model,
+        normalise=settings.normalise,
+    )
     most = max(len(centres_KD) for centres_KD in codebook.centres)
     if most != settings.clusters:
         raise DistilkitError(
@@ -232,6 +240,7 @@ def codebook(
         layers=target_layers(settings),
         seed=recipe.train.seed,
         model=model,
+        normalise=settings.normalise,
     )
 
 

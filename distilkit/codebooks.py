@@ -35,6 +35,7 @@ class Codebook:
     layers: tuple[int, ...]  # of the model, one for each tensor; () for MFCC
     centres: tuple[Tensor, ...]  # (K, D) each
     model: str = ""  # fingerprint of the model whose layers these are
+    normalise: bool = False  # layers brought to zero mean and unit variance over each clip
 
     def units(self, features: Sequence[Tensor]) -> list[Tensor]:
         """The nearest centre of each frame: (B, T) whole numbers for each (B, T, D)."""
@@ -76,13 +77,14 @@ def find(
     layers: Sequence[int],
     seed: int,
     model: str = "",
+    normalise: bool = False,
 ) -> Codebook:
     """Cluster frames by k-means.
 
     Args:
         batches: features (B, T, D) of each layer, and the samples of each clip.
         clusters: how many, for each layer.
-        features, layers, model: what the features are, for the codebook.
+        features, layers, model, normalise: what the features are, for the codebook.
         seed: of k-means.
 
     Raises:
@@ -110,7 +112,13 @@ def find(
             random_state=seed,
         ).fit(np.concatenate(parts))
         centres.append(torch.from_numpy(found.cluster_centers_).float())
-    return Codebook(features=features, layers=tuple(layers), centres=tuple(centres), model=model)
+    return Codebook(
+        features=features,
+        layers=tuple(layers),
+        centres=tuple(centres),
+        model=model,
+        normalise=normalise,
+    )
 
 
 def check(count: int, clusters: int) -> None:
@@ -127,15 +135,25 @@ def check(count: int, clusters: int) -> None:
 
 
 def check_source(
-    codebook: Codebook, path: Path, features: config.Features, layers: Sequence[int], model: str
+    codebook: Codebook,
+    path: Path,
+    *,
+    features: config.Features,
+    layers: Sequence[int],
+    model: str,
+    normalise: bool,
 ) -> None:
     """Refuse a codebook of other features, other layers or another model.
 
     Raises:
         DistilkitError: what it is of, and what is asked for.
     """
-    of = "MFCC" if codebook.features == "mfcc" else f"layers {list(codebook.layers)}"
-    asked = "MFCC" if features == "mfcc" else f"layers {list(layers)}"
+
+    def name(features: str, layers: Sequence[int], normalise: bool) -> str:
+        return "MFCC" if features == "mfcc" else f"{'normalised ' * normalise}layers {list(layers)}"
+
+    of = name(codebook.features, codebook.layers, codebook.normalise)
+    asked = name(features, layers, normalise)
     foreign = bool(codebook.model and model and codebook.model != model)
     if of != asked or foreign:
         raise DistilkitError(
@@ -148,7 +166,12 @@ def check_source(
 def save(codebook: Codebook, path: Path) -> None:
     """Write a codebook as one safetensors file."""
     named = {f"centres.{i}": tensor.contiguous() for i, tensor in enumerate(codebook.centres)}
-    about = {"features": codebook.features, "layers": codebook.layers, "model": codebook.model}
+    about = {
+        "features": codebook.features,
+        "layers": codebook.layers,
+        "model": codebook.model,
+        "normalise": codebook.normalise,
+    }
     save_file(named, path, metadata={"codebook": json.dumps(about)})  # several keys have no order
 
 
@@ -172,4 +195,10 @@ def load(path: Path) -> Codebook:
             raise ValueError("layers and centres do not pair")
     except Exception as error:  # safetensors has exceptions of its own
         raise DistilkitError(f"`{path}` is not a codebook: {error}", hint) from error
-    return Codebook(features=features, layers=layers, centres=centres, model=about.get("model", ""))
+    return Codebook(
+        features=features,
+        layers=layers,
+        centres=centres,
+        model=about.get("model", ""),
+        normalise=bool(about.get("normalise", False)),
+    )

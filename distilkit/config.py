@@ -155,6 +155,13 @@ class Objective(Section):
         str,
         Field(description="`units`: a codebook of `distilkit units`; empty finds one beforehand."),
     ] = ""
+    normalise: Annotated[
+        bool,
+        Field(
+            description="`units`: bring each clip's features to zero mean and unit variance before "
+            "they are clustered, so that units tell less of who speaks."
+        ),
+    ] = False
     mask_probability: Annotated[
         float,
         Field(
@@ -184,6 +191,8 @@ class Objective(Section):
             raise ValueError("features `mfcc` belong to the objective `units`")
         if self.name == "layerwise" and self.codebook:
             raise ValueError("a codebook belongs to the objective `units`")
+        if self.normalise and (self.name == "layerwise" or self.features == "mfcc"):
+            raise ValueError("normalise is for `units` of layers; MFCC always are")
         if not self.visible_weight and not self.mask_probability:
             raise ValueError("visible_weight and mask_probability are both 0: nothing to learn")
         return self
@@ -208,6 +217,12 @@ class Noise(Section):
     ] = 0.3
     band: Annotated[
         float, Field(ge=0.0, le=1.0, description="Share of disturbed clips that lose a band.")
+    ] = 0.3
+    equaliser: Annotated[
+        float,
+        Field(
+            ge=0.0, le=1.0, description="Share of disturbed clips that another microphone colours."
+        ),
     ] = 0.3
     gain: Annotated[
         list[float],

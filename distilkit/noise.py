@@ -6,6 +6,7 @@ All are computed on the device that trains, from torch's random state.
 Letters in names: B clips in a batch, S samples.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -20,6 +21,9 @@ FFT, HOP = 512, 128  # samples of the window that moves a voice, and of its step
 VOICE = 0.18  # the most that a voice is moved, as a share of its frequencies
 ROOM = (0.1, 0.8)  # seconds until a room's echo is 60 dB down
 BANDS = ((300.0, 3400.0), (0.0, 4000.0), (100.0, 6000.0), (500.0, 8000.0))  # Hz that are left
+
+LOWEST = 60.0  # Hz; microphones are alike below
+COSINES, COLOUR = 4, 6.0  # of a microphone's curve over frequency; the most of each in dB
 
 Noises = Callable[[int], Tensor | None]  # samples -> a stretch of a noise recording
 
@@ -88,6 +92,8 @@ def disturb(
         snr = settings.snr[0] + (settings.snr[1] - settings.snr[0]) * _draw()
         if clip_S.any() and noise_S.any():
             clip_S = add_noise(clip_S, noise_S.to(clip_S), clip_S.new_tensor(snr))
+        if _draw() < settings.equaliser:
+            clip_S = equalise(clip_S, [COLOUR * (2 * _draw() - 1) for _ in range(COSINES)])
         if _draw() < settings.band:
             clip_S = limit(clip_S, *BANDS[int(_draw() * len(BANDS))])
         level = settings.gain[0] + (settings.gain[1] - settings.gain[0]) * _draw()
@@ -126,6 +132,22 @@ def limit(clip_S: Tensor, low: float, high: float) -> Tensor:
         spectrum * keep * torch.sigmoid((high - hertz) / 50), n=len(clip_S)
     )
     return limited_S
+
+
+def equalise(clip_S: Tensor, weights: Sequence[float]) -> Tensor:
+    """Colour a clip as another microphone would; the level is kept.
+
+    Args:
+        clip_S: the clip.
+        weights: dB, of cosines over the logarithm of frequency from 60 Hz to 8 kHz: the first is a
+            tilt, the next bend it.
+    """
+    spectrum = torch.fft.rfft(clip_S)
+    hertz = torch.fft.rfftfreq(len(clip_S), 1 / SAMPLE_RATE, device=clip_S.device)
+    place = torch.log(hertz.clamp_min(LOWEST) / LOWEST) / math.log(SAMPLE_RATE / 2 / LOWEST)
+    curve = sum(w * torch.cos(torch.pi * n * place) for n, w in enumerate(weights, start=1))
+    coloured_S: Tensor = torch.fft.irfft(spectrum * 10 ** (curve / 20), n=len(clip_S))
+    return _level(coloured_S, clip_S)
 
 
 def move_voice(clip_S: Tensor, factor: float) -> Tensor:

@@ -118,7 +118,7 @@ def objective_text(settings: config.Objective) -> str:
     layers = settings.layers if isinstance(settings.layers, str) else _listed(settings.layers)
     if settings.name == "units":
         source = "MFCC" if settings.features == "mfcc" else f"layers {layers}"
-        text = f"`units`, {settings.clusters} clusters of {source}"
+        text = f"`units`, {settings.clusters} clusters of {source}{', normalised' * settings.normalise}"
     else:
         terms = [
             f"{name} {weight:g}"

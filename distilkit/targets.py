@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from distilkit.codebooks import Codebook, mfcc
-from distilkit.encoder import Encoder, encode, truncated
+from distilkit.encoder import Encoder, encode, frame_mask, truncated
 
 Targets = Callable[[Tensor, Sequence[int]], list[Tensor]]
 
@@ -42,6 +42,31 @@ class LiveTargets:
 def live_mfcc(wave_BS: Tensor, lengths: Sequence[int]) -> list[Tensor]:
     """MFCC as the only target, (B, T, 39)."""
     return [mfcc(wave_BS, lengths)]
+
+
+def normalised(features: Targets) -> Targets:
+    """Features (B, T, D) brought to zero mean and unit variance over each clip's own frames.
+
+    Source: van Niekerk et al., Interspeech 2021 (doi 10.21437/Interspeech.2021-1182): the mean over an
+    utterance is where the speaker is.
+    """
+
+    def seen(wave_BS: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+        with torch.autocast(wave_BS.device.type, enabled=False):
+            return [
+                _over_time(feature_BTD.float(), lengths)
+                for feature_BTD in features(wave_BS, lengths)
+            ]
+
+    return seen
+
+
+def _over_time(feature_BTD: Tensor, lengths: Sequence[int]) -> Tensor:
+    own_BT1 = frame_mask(lengths, feature_BTD.shape[1], feature_BTD.device)[..., None]
+    count_B11 = own_BT1.sum(1, keepdim=True)
+    centred_BTD = feature_BTD - (feature_BTD * own_BT1).sum(1, keepdim=True) / count_B11
+    spread_B1D = ((centred_BTD.square() * own_BT1).sum(1, keepdim=True) / count_B11).sqrt()
+    return centred_BTD / spread_B1D.clamp_min(1e-3)
 
 
 def live_units(features: Targets, codebook: Codebook) -> Targets:

@@ -14,7 +14,7 @@ from distilkit.codebooks import Codebook
 from distilkit.encoder import Encoder, fingerprint
 from distilkit.errors import DistilkitError
 from distilkit.runs import replacing, write_text
-from distilkit.targets import LiveTargets, Targets, live_mfcc, live_units
+from distilkit.targets import LiveTargets, Targets, live_mfcc, live_units, normalised
 
 MICRO_SECONDS = 60.0  # audio in memory at once, padding counted
 WINDOWS = config.Data(valid_fraction=0.0)
@@ -42,6 +42,7 @@ def units(
     layer: int | None = None,
     clusters: int = 100,
     codebook: Path | None = None,
+    normalise: bool = False,
     minutes: float = 60.0,
     seed: int = 0,
     device: str = "cpu",
@@ -60,6 +61,7 @@ def units(
         layer: which layer; the middle one when None.
         clusters: how many.
         codebook: use these clusters in place of finding some.
+        normalise: bring the layer to zero mean and unit variance over each clip beforehand.
         minutes: of audio that the clusters are found on.
         seed: of the choice of audio and of k-means.
         device: where the model runs.
@@ -68,16 +70,29 @@ def units(
     Raises:
         DistilkitError: no such layer, too little audio, a codebook that does not fit, `out` exists.
     """
+    if normalise and model is None:
+        raise DistilkitError(
+            "`--normalise` of no model; MFCC always are", "--model tiny --normalise"
+        )
     if out.exists():
         raise DistilkitError(f"`{out}` exists", "another --out")
     seen, layers, name = _features(model, layer, device)
+    if normalise:
+        seen = normalised(seen)
     clips, skipped = data.survey(audio, WINDOWS, track=track)
     windows = [cut for clip in clips for cut in data.cuts(clip)]
     if not windows:
         raise DistilkitError("no usable audio in " + ", ".join(f"`{a}`" for a in audio))
     if codebook is not None:
         found = codebooks.load(codebook)
-        codebooks.check_source(found, codebook, "layers" if model else "mfcc", layers, name)
+        codebooks.check_source(
+            found,
+            codebook,
+            features="layers" if model else "mfcc",
+            layers=layers,
+            model=name,
+            normalise=normalise,
+        )
     else:
         chosen = data.some(windows, minutes * 60, seed)
         batches = track(
@@ -90,6 +105,7 @@ def units(
             layers=layers,
             seed=seed,
             model=name,
+            normalise=normalise,
         )
     of = live_units(seen, found)
     written: dict[str, list[int]] = {}

@@ -18,7 +18,9 @@ from distilkit.targets import Targets
 
 CPU = torch.device("cpu")
 NO_TEACHER = ["objective.name=units", "objective.features=mfcc"]
-NOISE = config.Noise(probability=1.0, snr=[0.0, 5.0], reverberation=0.5, band=0.5, voice=0.5)
+NOISE = config.Noise(
+    probability=1.0, snr=[0.0, 5.0], reverberation=0.5, band=0.5, voice=0.5, equaliser=0.5
+)
 
 
 def teacher(**changes: object) -> Encoder:
@@ -264,6 +266,24 @@ def test_units_are_those_of_the_clean_recording() -> None:
     loss = assembly.loss_function(recipe, seen, codebook, lambda _: None, CPU)(spy, batch())
     assert float(loss.total) == pytest.approx(0, abs=1e-4)
     assert float(loss.parts["right_4"]) == loss.frames
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_what_is_clustered_is_normalised_over_each_clip(asked: bool) -> None:
+    changes = ["objective.name=units", "objective.layers=[0,3]", f"objective.normalise={str(asked).lower()}"]
+    given = batch(0.6, 0.35)
+    one = teacher()
+    told = assembly.features(one, quick(*changes).objective)(given.wave_BS, given.lengths)
+    for layer, feature_BTD in zip([0, 3], told, strict=True):
+        for row, count in enumerate((29, 17)):
+            frames_TD = feature_BTD[row, :count]
+            wave = given.wave_BS[row : row + 1, : given.lengths[row]]
+            with torch.no_grad():
+                (wanted_BTD,) = encode(one, wave, [given.lengths[row]], [layer])
+            if asked:
+                spread = wanted_BTD[0].std(0, correction=0)
+                wanted_BTD = (wanted_BTD - wanted_BTD.mean(1)) / spread
+            assert torch.allclose(frames_TD, wanted_BTD[0], atol=1e-4)
 
 
 @pytest.mark.parametrize(

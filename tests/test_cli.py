@@ -25,7 +25,7 @@ OPTIONS = {
     "distill": {"--teacher", "--student", "--out", "--recipe", "--set", "--steps", "--resume", "--plan", "--seed", "--json"},
     "embed": {"--model", "--layer", "--pool", "--out", "--format", "--json"},
     "layers": {"--model", "--against", "--out", "--minutes", "--json"},
-    "units": {"--out", "--model", "--layer", "--clusters", "--codebook", "--minutes", "--seed", "--json"},
+    "units": {"--out", "--model", "--layer", "--clusters", "--codebook", "--normalise", "--minutes", "--seed", "--json"},
     "convert": {"--out", "--format", "--json"},
     "inspect": {"--json"},
     "demo": {"--out", "--steps", "--json"},

@@ -148,13 +148,20 @@ def test_units_take_features_and_a_codebook() -> None:
     assert (objective.features, objective.codebook) == ("mfcc", "a b")
 
 
+def test_only_units_of_layers_are_normalised() -> None:
+    units = ["objective.name=units", "objective.normalise=true"]
+    assert config.load_recipe("smoke", units).objective.normalise
+    for changes in (units[1:], [*units, "objective.features=mfcc"]):
+        assert "normalise is for `units` of layers" in problem(*changes)[0]
+
+
 def test_new_settings_read_back_equal(tmp_path: Path) -> None:
     recipe = config.load_recipe(
         "smoke",
         [
             "student.conv_widths=[8,16]", "student.start_layers=[4,8]", "student.architecture=deep-thin",
-            "objective.name=units", "objective.layers=speaker", "objective.student_layers=[0,2]",
-            'objective.codebook="a \\"b\\" ä"', "noise.probability=0.5", "noise.snr=[-5,5]",
+            "objective.name=units", "objective.layers=speaker", "objective.student_layers=[0,2]", "objective.normalise=true",
+            'objective.codebook="a \\"b\\" ä"', "noise.probability=0.5", "noise.snr=[-5,5]", "noise.equaliser=0.1",
         ],
     )  # fmt: skip
     assert recipe.noise.snr == [-5, 5]

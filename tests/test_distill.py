@@ -399,9 +399,8 @@ def test_resumed_is_uninterrupted_whatever_is_random(
 
 def test_units_of_a_teachers_layers(speech: Path, teacher_folder: Path, tmp_path: Path) -> None:
     """DiceHuBERT: unmasked, several codebooks, the teacher up to the deepest layer."""
-    run = one_run(
-        speech, tmp_path / "run", *UNITS, "objective.layers=[2,5]", teacher=teacher_folder
-    )
+    changes = [*UNITS, "objective.layers=[2,5]", "objective.normalise=true"]
+    run = one_run(speech, tmp_path / "run", *changes, teacher=teacher_folder)
     rows = run.rows("metrics.jsonl")
     assert {"entropy_2", "right_2", "entropy_5", "right_5"} <= set(rows[0])
     assert rows[0]["loss"] == pytest.approx(
@@ -409,10 +408,11 @@ def test_units_of_a_teachers_layers(speech: Path, teacher_folder: Path, tmp_path
     )
     found = codebooks.load(run.folder / "codebook.safetensors")
     assert (found.layers, [tuple(c.shape) for c in found.centres]) == ((2, 5), [(8, 32)] * 2)
+    assert found.normalise
     assert found.model == run.read()["teacher"]["fingerprint"]
     with safe_open(run.folder / "heads.safetensors", "pt") as heads:
         assert heads.metadata() == {"layers": "2,5"}
-    assert "- Objective: `units`, 8 clusters of layers 2, 5." in card_of(run)
+    assert "- Objective: `units`, 8 clusters of layers 2, 5, normalised." in card_of(run)
 
 
 def test_the_input_of_the_first_layer_can_be_predicted(

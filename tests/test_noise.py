@@ -13,15 +13,29 @@ from torch import Tensor
 
 from distilkit import config, noise
 from distilkit.errors import DistilkitError
-from distilkit.noise import coloured, disturb, limit, move_voice, recordings, reverberate
+from distilkit.noise import (
+    coloured,
+    disturb,
+    equalise,
+    limit,
+    move_voice,
+    recordings,
+    reverberate,
+)
 
 RATE = 16_000
-ALL = config.Noise(probability=1.0, reverberation=1.0, band=1.0, voice=1.0)
+ALL = config.Noise(probability=1.0, reverberation=1.0, band=1.0, voice=1.0, equaliser=1.0)
 
 
 def only(**changes: object) -> config.Noise:
     """Every clip, noise that cannot be measured, and nothing else but `changes`."""
-    quiet = {"snr": [150.0, 150.0], "gain": [0.0, 0.0], "reverberation": 0.0, "band": 0.0}
+    quiet = {
+        "snr": [150.0, 150.0],
+        "gain": [0.0, 0.0],
+        "reverberation": 0.0,
+        "band": 0.0,
+        "equaliser": 0.0,
+    }
     return config.Noise(**{"probability": 1.0, **quiet, **changes})
 
 
@@ -93,8 +107,11 @@ def test_short_silent_and_loud_clips() -> None:
 
 @pytest.mark.parametrize(
     ("setting", "function"),
-    [("voice", "move_voice"), ("reverberation", "reverberate"), ("band", "limit")],
-)
+    [
+        ("voice", "move_voice"), ("reverberation", "reverberate"), ("band", "limit"),
+        ("equaliser", "equalise"),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
 def test_each_kind_has_its_share(
     monkeypatch: pytest.MonkeyPatch, setting: str, function: str, share: float
@@ -112,6 +129,13 @@ def test_each_kind_has_its_share(
     if setting == "band":
         assert set(asked) <= set(noise.BANDS)
         assert len(set(asked)) == (4 if share else 0)
+    elif setting == "equaliser":
+        weights = np.array([curve for (curve,) in asked]).reshape(-1, 4)
+        assert np.abs(weights).max(initial=0) <= 6
+        if share:
+            assert np.abs(weights.mean(0)).max() < 1
+            assert (weights.max(0) > 5).all()
+            assert (weights.min(0) < -5).all()
     elif share:
         low, high = {"voice": (0.82, 1.18), "reverberation": (0.1, 0.8)}[setting]
         values = [value for (value,) in asked]
@@ -203,9 +227,10 @@ def bursts() -> Tensor:
         (lambda clip_S: move_voice(clip_S, 1.18), 10),
         (lambda clip_S: reverberate(clip_S, 0.4), 1),
         (lambda clip_S: limit(clip_S, 300.0, 3400.0), 1),
+        (lambda clip_S: equalise(clip_S, [6.0, -6.0, 6.0, -6.0]), 1),
         (lambda clip_S: disturb(clip_S[None], [len(clip_S)], ALL)[0], 10),
     ],
-    ids=["lower voice", "higher voice", "room", "telephone", "all"],
+    ids=["lower voice", "higher voice", "room", "telephone", "microphone", "all"],
 )
 def test_nothing_moves_in_time(change: Callable[[Tensor], Tensor], within: int) -> None:
     """A vocoder smears by up to half a frame; it must not drift, whatever the length."""
@@ -264,6 +289,23 @@ def test_a_band_is_all_that_is_left(low: float, high: float) -> None:
     if high < 8_000:
         assert decibels(after[int(high) + 300 :], before[int(high) + 300 :]) < -30
     assert low or after[0] == pytest.approx(float(before[0]), rel=1e-3)
+
+
+def test_a_microphone_has_the_curve_that_was_asked_for() -> None:
+    """Of two cosines over the logarithm of frequency from 60 Hz to 8 kHz, in dB."""
+    torch.manual_seed(0)
+    clip_S = torch.randn(RATE)
+    before = torch.fft.rfft(clip_S).abs()
+    after = torch.fft.rfft(equalise(clip_S, [6.0, -3.0])).abs()
+    middle = math.sqrt(60 * 8_000)
+    ratio = {
+        f: 20 * math.log10(after[round(f)] / before[round(f)]) for f in (20, 60, middle, 7_999)
+    }
+    assert ratio[20] == pytest.approx(ratio[60], abs=0.01)
+    assert ratio[60] - ratio[7_999] == pytest.approx(12, abs=0.1)
+    assert ratio[60] - ratio[middle] == pytest.approx(6 - 3 - 3, abs=0.1)
+    assert power(equalise(clip_S, [6.0, -3.0])) == pytest.approx(power(clip_S), rel=1e-3)
+    assert torch.allclose(equalise(clip_S, [0.0] * 4), clip_S, atol=1e-5)
 
 
 # -------------------------------------------------------------------------------- noise recordings

@@ -10,7 +10,7 @@ import soundfile
 import torch
 from conftest import voice
 
-from distilkit import data, teachers
+from distilkit import codebooks, data, teachers
 from distilkit.audio import frames
 from distilkit.codebooks import mfcc
 from distilkit.encoder import Encoder, encode
@@ -98,6 +98,27 @@ def test_units_of_a_layer(
     wanted = made.codebook.units(state)[0][0].tolist()
     agree = sum(a == b for a, b in zip(line["units"], wanted, strict=True)) / len(wanted)
     assert agree > 0.95  # rounding may tip a frame between two centres
+
+
+def test_units_of_a_normalised_layer(speech: Path, teacher_folder: Path, tmp_path: Path) -> None:
+    """Each clip by its own frames, whatever it is batched with."""
+    model = model_of(teacher_folder)
+    made = units([speech], tmp_path / "out", model=model, layer=4, clusters=8, normalise=True)
+    assert codebooks.load(tmp_path / "out").normalise
+    clip = torch.from_numpy(soundfile.read(speech / "a" / "clip02.wav", dtype="float32")[0])
+    (line,) = [line for line in rows(made) if "clip02" in str(line["recording"])]
+    with torch.no_grad():
+        (state_BTD,) = encode(model_of(teacher_folder), clip[None], [len(clip)], [4])
+    level_BTD = (state_BTD - state_BTD.mean(1)) / state_BTD.std(1, correction=0)
+    wanted = made.codebook.units([level_BTD])[0][0].tolist()
+    assert sum(a == b for a, b in zip(line["units"], wanted, strict=True)) / len(wanted) > 0.95
+    again = {"model": model, "layer": 4, "codebook": tmp_path / "out"}
+    units([speech], tmp_path / "again", normalise=True, **again)
+    assert content(tmp_path / "out") == content(tmp_path / "again")
+    with pytest.raises(DistilkitError, match=r"is of normalised layers \[4\], not of layers \[4\]"):
+        units([speech], tmp_path / "no", **again)
+    with pytest.raises(DistilkitError, match="`--normalise` of no model"):
+        units([speech], tmp_path / "no", normalise=True)
 
 
 @pytest.mark.parametrize("layer", [None, 5])

@@ -27,6 +27,12 @@ def units(
         Path | None,
         typer.Option(help="Use this codebook in place of finding one.", show_default=False),
     ] = None,
+    normalise: Annotated[
+        bool,
+        typer.Option(
+            "--normalise", help="Level each clip's features first: units tell less of who speaks."
+        ),
+    ] = False,
     minutes: Annotated[
         float, typer.Option(min=0.01, help="Minutes of audio that the clusters are found on.")
     ] = 60.0,
@@ -62,6 +68,7 @@ def units(
         layer=layer,
         clusters=clusters,
         codebook=codebook,
+        normalise=normalise,
         minutes=minutes,
         seed=seed,
         device=plan.device(Train())[0],
