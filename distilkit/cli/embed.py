@@ -15,7 +15,7 @@ def embed(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Folder, run or hub id; the newest run's student by default, else ntu-spml/distilhubert.",
+            help="`tiny`, folder, run, checkpoint or hub id; by default the newest run, else ntu-spml/distilhubert.",
             show_default=False,
         ),
     ] = None,
