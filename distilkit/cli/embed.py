@@ -15,7 +15,7 @@ def embed(
     model: Annotated[
         str | None,
         typer.Option(
-            help="`tiny`, folder, run, checkpoint or hub id; by default the newest run, else ntu-spml/distilhubert.",
+            help="`tiny`, folder, checkpoint or hub id; by default the newest run or ntu-spml/distilhubert.",
             show_default=False,
         ),
     ] = None,
