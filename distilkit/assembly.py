@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import HubertConfig, HubertModel
 
 from distilkit import batches, codebooks, config, data, students
-from distilkit.codebooks import Codebook
+from distilkit.codebooks import Codebook, Source
 from distilkit.encoder import Encoder, encode, exact, frame_mask, scale_conv_gradients
 from distilkit.errors import DistilkitError
 from distilkit.noise import Noises, disturb
@@ -174,6 +174,16 @@ def target_layers(settings: config.Objective) -> list[int]:
     return settings.layers
 
 
+def source(settings: config.Objective, model: str) -> Source:
+    """What a recipe's units are clusters of; `model` is the teacher's fingerprint, if any."""
+    return Source(
+        features=settings.features,
+        layers=tuple(target_layers(settings)),
+        model=model,
+        normalise=settings.normalise,
+    )
+
+
 def given_codebook(settings: config.Objective, model: str) -> Codebook:
     """The codebook that the recipe names.
 
@@ -186,14 +196,7 @@ def given_codebook(settings: config.Objective, model: str) -> Codebook:
     """
     path = Path(settings.codebook)
     codebook = codebooks.load(path)
-    codebooks.check_source(
-        codebook,
-        path,
-        features=settings.features,
-        layers=target_layers(settings),
-        model=model,
-        normalise=settings.normalise,
-    )
+    codebooks.check_source(codebook, path, source(settings, model))
     most = max(len(centres_KD) for centres_KD in codebook.centres)
     if most != settings.clusters:
         raise DistilkitError(
@@ -236,11 +239,8 @@ def codebook(
     return codebooks.find(
         ((seen(batch.wave_BS.to(device), batch.lengths), batch.lengths) for batch in chosen),
         settings.clusters,
-        features=settings.features,
-        layers=target_layers(settings),
-        seed=recipe.train.seed,
-        model=model,
-        normalise=settings.normalise,
+        source(settings, model),
+        recipe.train.seed,
     )
 
 

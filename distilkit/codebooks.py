@@ -8,7 +8,7 @@ Letters in names: B clips in a batch, S samples, T frames, K clusters, D width o
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +28,25 @@ SCALE = 2**15  # Kaldi's features are made for 16-bit samples
 
 
 @dataclass(frozen=True, kw_only=True)
-class Codebook:
-    """Centres of clusters, for MFCC or for one or more layers of one model."""
+class Source:
+    """What is clustered."""
 
     features: config.Features
-    layers: tuple[int, ...]  # of the model, one for each tensor; () for MFCC
-    centres: tuple[Tensor, ...]  # (K, D) each
+    layers: tuple[int, ...]  # of the model; () for MFCC
     model: str = ""  # fingerprint of the model whose layers these are
     normalise: bool = False  # layers brought to zero mean and unit variance over each clip
+
+    def __str__(self) -> str:
+        if self.features == "mfcc":
+            return "MFCC"
+        return f"{'normalised ' * self.normalise}layers {list(self.layers)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codebook(Source):
+    """Centres of clusters, for MFCC or for one or more layers of one model."""
+
+    centres: tuple[Tensor, ...]  # (K, D) each, one for MFCC or one for each layer
 
     def units(self, features: Sequence[Tensor]) -> list[Tensor]:
         """The nearest centre of each frame: (B, T) whole numbers for each (B, T, D)."""
@@ -72,19 +83,15 @@ def mfcc(wave_BS: Tensor, lengths: Sequence[int]) -> Tensor:
 def find(
     batches: Iterable[tuple[Sequence[Tensor], Sequence[int]]],
     clusters: int,
-    *,
-    features: config.Features,
-    layers: Sequence[int],
+    source: Source,
     seed: int,
-    model: str = "",
-    normalise: bool = False,
 ) -> Codebook:
     """Cluster frames by k-means.
 
     Args:
         batches: features (B, T, D) of each layer, and the samples of each clip.
         clusters: how many, for each layer.
-        features, layers, model, normalise: what the features are, for the codebook.
+        source: what the features are, for the codebook.
         seed: of k-means.
 
     Raises:
@@ -112,13 +119,7 @@ def find(
             random_state=seed,
         ).fit(np.concatenate(parts))
         centres.append(torch.from_numpy(found.cluster_centers_).float())
-    return Codebook(
-        features=features,
-        layers=tuple(layers),
-        centres=tuple(centres),
-        model=model,
-        normalise=normalise,
-    )
+    return Codebook(**asdict(source), centres=tuple(centres))
 
 
 def check(count: int, clusters: int) -> None:
@@ -134,27 +135,14 @@ def check(count: int, clusters: int) -> None:
         )
 
 
-def check_source(
-    codebook: Codebook,
-    path: Path,
-    *,
-    features: config.Features,
-    layers: Sequence[int],
-    model: str,
-    normalise: bool,
-) -> None:
+def check_source(codebook: Codebook, path: Path, source: Source) -> None:
     """Refuse a codebook of other features, other layers or another model.
 
     Raises:
         DistilkitError: what it is of, and what is asked for.
     """
-
-    def name(features: str, layers: Sequence[int], normalise: bool) -> str:
-        return "MFCC" if features == "mfcc" else f"{'normalised ' * normalise}layers {list(layers)}"
-
-    of = name(codebook.features, codebook.layers, codebook.normalise)
-    asked = name(features, layers, normalise)
-    foreign = bool(codebook.model and model and codebook.model != model)
+    of, asked = str(codebook), str(source)
+    foreign = bool(codebook.model and source.model and codebook.model != source.model)
     if of != asked or foreign:
         raise DistilkitError(
             f"the codebook `{path}` is of {of}{' of another model' if foreign else ''}"

@@ -3,14 +3,16 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from lhotse import MonoCut
 
 from distilkit import codebooks, config, data
 from distilkit.audio import frames
 from distilkit.batches import whole
-from distilkit.codebooks import Codebook
+from distilkit.codebooks import Codebook, Source
 from distilkit.encoder import Encoder, fingerprint
 from distilkit.errors import DistilkitError
 from distilkit.runs import replacing, write_text
@@ -70,29 +72,16 @@ def units(
     Raises:
         DistilkitError: no such layer, too little audio, a codebook that does not fit, `out` exists.
     """
-    if normalise and model is None:
-        raise DistilkitError(
-            "`--normalise` of no model; MFCC always are", "--model tiny --normalise"
-        )
     if out.exists():
         raise DistilkitError(f"`{out}` exists", "another --out")
-    seen, layers, name = _features(model, layer, device)
-    if normalise:
-        seen = normalised(seen)
+    seen, source = _features(model, layer, normalise, device)
     clips, skipped = data.survey(audio, WINDOWS, track=track)
     windows = [cut for clip in clips for cut in data.cuts(clip)]
     if not windows:
         raise DistilkitError("no usable audio in " + ", ".join(f"`{a}`" for a in audio))
     if codebook is not None:
         found = codebooks.load(codebook)
-        codebooks.check_source(
-            found,
-            codebook,
-            features="layers" if model else "mfcc",
-            layers=layers,
-            model=name,
-            normalise=normalise,
-        )
+        codebooks.check_source(found, codebook, source)
     else:
         chosen = data.some(windows, minutes * 60, seed)
         batches = track(
@@ -101,38 +90,23 @@ def units(
         found = codebooks.find(
             ((seen(batch.wave_BS.to(device), batch.lengths), batch.lengths) for batch in batches),
             clusters,
-            features="layers" if model else "mfcc",
-            layers=layers,
-            seed=seed,
-            model=name,
-            normalise=normalise,
+            source,
+            seed,
         )
     of = live_units(seen, found)
-    written: dict[str, list[int]] = {}
+    named: dict[str, list[int]] = {}
     for batch in track(whole(windows, MICRO_SECONDS), description="units", total=len(windows)):
         (unit_BT,) = of(batch.wave_BS.to(device), batch.lengths)
         for id, unit_T, length in zip(batch.ids, unit_BT.tolist(), batch.lengths, strict=True):
-            written[id] = unit_T[: frames(length)]
+            named[id] = unit_T[: frames(length)]
     with replacing(out) as beside:
         beside.mkdir(parents=True)
         codebooks.save(found, beside / "codebook.safetensors")
-        lines = [
-            {
-                "recording": cut.recording.id,
-                "start": round(cut.start, 4),
-                "seconds": round(cut.duration, 4),
-                "units": written[cut.id],
-            }
-            for cut in windows
-        ]
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        write_text(beside / "units.jsonl", text)
-        rows = "".join(" ".join(map(str, written[cut.id])) + "\n" for cut in windows)
-        write_text(beside / "units.km", rows)
+        _write(beside, windows, named)
         write_text(beside / "skipped.tsv", data.dump_skipped(skipped))
-    counts = Counter(unit for row in written.values() for unit in row)
+    counts = Counter(unit for row in named.values() for unit in row)
     total = sum(counts.values())
-    changes = sum(sum(a != b for a, b in zip(r, r[1:], strict=False)) + 1 for r in written.values())
+    changes = sum(sum(a != b for a, b in zip(r, r[1:], strict=False)) + 1 for r in named.values())
     entropy = -sum(n / total * math.log2(n / total) for n in counts.values())
     return Units(
         folder=out,
@@ -147,14 +121,39 @@ def units(
 
 
 def _features(
-    model: Encoder | None, layer: int | None, device: str
-) -> tuple[Targets, list[int], str]:
-    """What is clustered, the layers, and the model's fingerprint."""
+    model: Encoder | None, layer: int | None, normalise: bool, device: str
+) -> tuple[Targets, Source]:
+    """What is clustered, and its name."""
     if model is None:
-        return live_mfcc, [], ""
+        if normalise:
+            raise DistilkitError(
+                "`--normalise` of no model; MFCC always are", "--model tiny --normalise"
+            )
+        return live_mfcc, Source(features="mfcc", layers=())
     chosen = (model.depth + 1) // 2 if layer is None else layer
     if not 0 <= chosen <= model.depth:
         raise DistilkitError(
             f"no layer `{chosen}`: the model has {model.depth}", f"--layer {model.depth}"
         )
-    return LiveTargets(model, [chosen], device), [chosen], fingerprint(model.model)
+    source = Source(
+        features="layers", layers=(chosen,), model=fingerprint(model.model), normalise=normalise
+    )
+    seen = LiveTargets(model, [chosen], device)
+    return (normalised(seen) if normalise else seen), source
+
+
+def _write(folder: Path, windows: Sequence[MonoCut], named: Mapping[str, list[int]]) -> None:
+    """The units of each window, as JSON and as fairseq writes them."""
+    lines = [
+        {
+            "recording": cut.recording.id,
+            "start": round(cut.start, 4),
+            "seconds": round(cut.duration, 4),
+            "units": named[cut.id],
+        }
+        for cut in windows
+    ]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    write_text(folder / "units.jsonl", text)
+    rows = "".join(" ".join(map(str, named[cut.id])) + "\n" for cut in windows)
+    write_text(folder / "units.km", rows)

@@ -270,7 +270,11 @@ def test_units_are_those_of_the_clean_recording() -> None:
 
 @pytest.mark.parametrize("asked", [True, False])
 def test_what_is_clustered_is_normalised_over_each_clip(asked: bool) -> None:
-    changes = ["objective.name=units", "objective.layers=[0,3]", f"objective.normalise={str(asked).lower()}"]
+    changes = [
+        "objective.name=units",
+        "objective.layers=[0,3]",
+        f"objective.normalise={str(asked).lower()}",
+    ]
     given = batch(0.6, 0.35)
     one = teacher()
     told = assembly.features(one, quick(*changes).objective)(given.wave_BS, given.lengths)

@@ -11,10 +11,12 @@ from torchaudio.compliance.kaldi import mfcc as kaldi_mfcc
 
 from distilkit import codebooks
 from distilkit.audio import frames, samples
-from distilkit.codebooks import Codebook, mfcc
+from distilkit.codebooks import Codebook, Source, mfcc
 from distilkit.errors import DistilkitError
 
 HINT = "distilkit units AUDIO --out DIR writes DIR/codebook.safetensors"
+CEPSTRA = Source(features="mfcc", layers=())
+LAYERS = Source(features="layers", layers=(4, 9), model="abc", normalise=True)
 
 
 def clip(seconds: float, seed: int = 0) -> Tensor:
@@ -107,8 +109,9 @@ def test_separate_heaps_are_found() -> None:
     lengths = [samples(300), samples(200)]
     one[1, 200:], other[1, 200:] = 1e4, -1e4  # behind the second clip's end
     batches = [([one, other], lengths)]
-    found = codebooks.find(batches, 5, features="layers", layers=[4, 9], seed=0, model="abc")
+    found = codebooks.find(batches, 5, LAYERS, seed=0)
     assert (found.features, found.layers, found.model) == ("layers", (4, 9), "abc")
+    assert found.normalise
     units = found.units([one, other])
     for heap, unit in zip((which_one, which_other), units, strict=True):
         pairs = {(int(h), int(u)) for h, u in zip(heap[0], unit[0], strict=True)}
@@ -124,7 +127,7 @@ def test_several_batches_count_together_and_the_seed_decides() -> None:
     parts = [([heaps(1)[0]], [samples(300)] * 2), ([heaps(1)[0] + 0.01], [samples(300)] * 2)]
 
     def centres(seed: int) -> Tensor:
-        return codebooks.find(parts, 7, features="mfcc", layers=[], seed=seed).centres[0]
+        return codebooks.find(parts, 7, CEPSTRA, seed).centres[0]
 
     assert centres(0).shape == (7, 4)
     assert torch.equal(centres(0), centres(0))
@@ -134,12 +137,12 @@ def test_several_batches_count_together_and_the_seed_decides() -> None:
 def test_more_clusters_than_frames() -> None:
     batches = [([torch.randn(1, 30, 4)], [samples(15)])]
     with pytest.raises(DistilkitError) as caught:
-        codebooks.find(batches, 16, features="mfcc", layers=[], seed=0)
+        codebooks.find(batches, 16, CEPSTRA, seed=0)
     assert caught.value.problem == "16 clusters cannot be found in 15 frames"
     assert caught.value.hint == "more audio, or at most 2 clusters"
-    assert len(codebooks.find(batches, 2, features="mfcc", layers=[], seed=0).centres[0]) == 2
+    assert len(codebooks.find(batches, 2, CEPSTRA, seed=0).centres[0]) == 2
     with pytest.raises(DistilkitError, match="in 0 frames"):
-        codebooks.find([], 2, features="mfcc", layers=[], seed=0)
+        codebooks.find([], 2, CEPSTRA, seed=0)
 
 
 def test_the_unit_is_the_nearest_centre() -> None:
