@@ -251,6 +251,8 @@ def assemble(
     distiller, _ = assembly.build(job.teacher, recipe, job.existing)
     if job.plan.gradient_checkpointing:
         distiller.model.activation_checkpointing_enable()
+    if accelerator.device.type == "cpu" and job.plan.precision == "bf16":
+        distiller.model.set_attn_implementation("eager")  # the fused one goes back slowly there
     seen = assembly.features(
         job.teacher,
         recipe.objective,
