@@ -27,9 +27,10 @@ from distilkit.objectives import (
     frame_weights,
     load_named,
     mask_spans,
+    scaled,
 )
 from distilkit.students import Beginning
-from distilkit.targets import LiveTargets, Targets, live_mfcc, live_units, normalised
+from distilkit.targets import LiveTargets, Targets, crop, live_mfcc, live_units, normalised
 
 PRESETS: dict[config.Preset, tuple[int, ...]] = {  # layers of 12; field's ablation in docs/concepts
     "all-round": (4, 8, 12),
@@ -129,7 +130,7 @@ def build(
 
 def _predict_the_same(existing: Existing, settings: config.Objective) -> bool:
     """Whether existing heads are for these targets; clusters that are found anew are others."""
-    known = settings.name != "units" or bool(settings.codebook)
+    known = bool(settings.codebook) if settings.name == "units" else not settings.normalise
     return known and list(existing.head_layers) == target_layers(settings)
 
 
@@ -253,15 +254,18 @@ def loss_function(
 ) -> Callable[[nn.Module, batches.Batch], Loss]:
     """The loss of a micro-batch: the teacher hears it clean, the student disturbed and masked.
 
-    What is held out is not disturbed.
+    Where the student hears a part of each window, that part's loss counts for the whole window. What is
+    held out is neither cropped nor disturbed.
     """
     settings = recipe.objective
     target_of = seen if codebook is None else live_units(seen, codebook)
 
     def loss_of(module: nn.Module, batch: batches.Batch) -> Loss:
-        wave_BS = batch.wave_BS.to(device)
-        target = target_of(wave_BS, batch.lengths)
-        mask_BT = frame_mask(batch.lengths, target[0].shape[1], device)
+        wave_BS, lengths = batch.wave_BS.to(device), list(batch.lengths)
+        target = target_of(wave_BS, lengths)
+        if module.training and settings.crop_seconds != "whole":
+            wave_BS, lengths, target = crop(wave_BS, lengths, target, settings.crop_seconds)
+        mask_BT = frame_mask(lengths, target[0].shape[1], device)
         hidden_BT, weight_BT = None, None
         if settings.mask_probability:
             counts = mask_BT.sum(1).tolist()
@@ -269,10 +273,11 @@ def loss_function(
             weight_BT = frame_weights(mask_BT, hidden_BT, settings.visible_weight)
         if module.training:
             with torch.autocast(device.type, enabled=False):
-                wave_BS = disturb(wave_BS, batch.lengths, recipe.noise, noises)
-        predicted = module(wave_BS, batch.lengths, hidden_BT)
-        loss = OBJECTIVES[settings.name]
-        return loss(predicted, target, mask_BT, weight_BT, settings=settings)
+                wave_BS = disturb(wave_BS, lengths, recipe.noise, noises)
+        predicted = module(wave_BS, lengths, hidden_BT)
+        objective = OBJECTIVES[settings.name]
+        loss = objective(predicted, target, mask_BT, weight_BT, settings=settings)
+        return loss if loss.frames == batch.frames else scaled(loss, batch.frames)
 
     return loss_of
 

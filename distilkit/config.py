@@ -158,10 +158,18 @@ class Objective(Section):
     normalise: Annotated[
         bool,
         Field(
-            description="`units`: bring each clip's features to zero mean and unit variance before "
-            "they are clustered, so that units tell less of who speaks."
+            description="Bring each window's features to zero mean and unit variance before they "
+            "are predicted or clustered, so that they tell less of who speaks."
         ),
     ] = False
+    crop_seconds: Annotated[
+        Annotated[list[Annotated[float, Field(ge=0.1)]], Field(min_length=2, max_length=2)]
+        | Literal["whole"],
+        Field(
+            description="Range of seconds of each window that the student hears, at random places; "
+            "the teacher hears the `whole` window."
+        ),
+    ] = "whole"
     mask_probability: Annotated[
         float,
         Field(
@@ -191,8 +199,10 @@ class Objective(Section):
             raise ValueError("features `mfcc` belong to the objective `units`")
         if self.name == "layerwise" and self.codebook:
             raise ValueError("a codebook belongs to the objective `units`")
-        if self.normalise and (self.name == "layerwise" or self.features == "mfcc"):
-            raise ValueError("normalise is for `units` of layers; MFCC always are")
+        if self.normalise and self.features == "mfcc":
+            raise ValueError("normalise is for layers; MFCC always are")
+        if self.crop_seconds != "whole" and self.crop_seconds[0] > self.crop_seconds[1]:
+            raise ValueError("crop_seconds is a range, from the lower number to the higher")
         if not self.visible_weight and not self.mask_probability:
             raise ValueError("visible_weight and mask_probability are both 0: nothing to learn")
         return self

@@ -118,7 +118,7 @@ def objective_text(settings: config.Objective) -> str:
     layers = settings.layers if isinstance(settings.layers, str) else _listed(settings.layers)
     if settings.name == "units":
         source = "MFCC" if settings.features == "mfcc" else f"layers {layers}"
-        text = f"`units`, {settings.clusters} clusters of {source}{', normalised' * settings.normalise}"
+        text = f"`units`, {settings.clusters} clusters of {source}"
     else:
         terms = [
             f"{name} {weight:g}"
@@ -130,8 +130,12 @@ def objective_text(settings: config.Objective) -> str:
             if weight
         ]
         text = f"`layerwise`, layers {layers} ({', '.join(terms)})"
+    text += ", normalised" * settings.normalise
     if settings.student_layers != "auto":
         text += f", from the student's layers {_listed(settings.student_layers)}"
+    if settings.crop_seconds != "whole":
+        low, high = settings.crop_seconds
+        text += f", of parts of {low:g} to {high:g} s"
     if settings.mask_probability:
         text += (
             f", masked ({settings.mask_probability:g} in spans of {settings.mask_frames} frames)"
@@ -146,6 +150,7 @@ def noise_text(settings: config.Noise) -> str:
     more = {
         "reverberation": settings.reverberation,
         "band limits": settings.band,
+        "other microphones": settings.equaliser,
         "moved voices": settings.voice,
     }
     return ", ".join([text, *(f"{name} in {share:.0%}" for name, share in more.items() if share)])

@@ -3,12 +3,15 @@
 Letters in names: B clips in a batch, S samples, T frames, D width.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from distilkit.audio import HOP_SAMPLES, SAMPLE_RATE, frames, samples
 from distilkit.codebooks import Codebook, mfcc
 from distilkit.encoder import Encoder, encode, frame_mask, truncated
 
@@ -77,3 +80,39 @@ def live_units(features: Targets, codebook: Codebook) -> Targets:
             return codebook.units(features(wave_BS, lengths))
 
     return units
+
+
+def crop(
+    wave_BS: Tensor, lengths: Sequence[int], targets: Sequence[Tensor], seconds: Sequence[float]
+) -> tuple[Tensor, list[int], list[Tensor]]:
+    """A part of each clip, at a random place, with its part of the targets.
+
+    One duration is drawn for all, evenly over the logarithm; what is shorter stays whole. All that
+    is random is from torch's random state.
+
+    Args:
+        wave_BS: mono float samples at 16 kHz, zeros behind each clip's end.
+        lengths: samples of each clip.
+        targets: (B, T, D) or (B, T) each.
+        seconds: the shortest and the longest duration.
+
+    Returns:
+        Waves, lengths and targets like those given, of fewer samples and frames.
+    """
+    low, high = (math.log(bound) for bound in seconds)
+    most = max(1, frames(int(SAMPLE_RATE * math.exp(low + (high - low) * float(torch.rand(()))))))
+    waves: list[Tensor] = []
+    ends: list[int] = []
+    parts: list[list[Tensor]] = [[] for _ in targets]
+    for index, length in enumerate(lengths):
+        own = frames(length)
+        count = min(own, most)
+        first = int(torch.randint(own - count + 1, ()))
+        begin = first * HOP_SAMPLES
+        end = begin + samples(count) if count < own else length
+        waves.append(wave_BS[index, begin:end])
+        ends.append(end - begin)
+        for part, target in zip(parts, targets, strict=True):
+            part.append(target[index, first : first + count])
+    padded = [pad_sequence(part, batch_first=True) for part in parts]
+    return pad_sequence(waves, batch_first=True), ends, padded

@@ -148,11 +148,20 @@ def test_units_take_features_and_a_codebook() -> None:
     assert (objective.features, objective.codebook) == ("mfcc", "a b")
 
 
-def test_only_units_of_layers_are_normalised() -> None:
+def test_layers_are_normalised_and_mfcc_always_are() -> None:
     units = ["objective.name=units", "objective.normalise=true"]
-    assert config.load_recipe("smoke", units).objective.normalise
-    for changes in (units[1:], [*units, "objective.features=mfcc"]):
-        assert "normalise is for `units` of layers" in problem(*changes)[0]
+    for changes in (units, units[1:]):
+        assert config.load_recipe("smoke", changes).objective.normalise
+    assert "MFCC always are" in problem(*units, "objective.features=mfcc")[0]
+
+
+def test_a_crop_is_a_range_of_seconds() -> None:
+    assert config.load_recipe("smoke").objective.crop_seconds == "whole"
+    given = config.load_recipe("smoke", ["objective.crop_seconds=[0.4,3]"])
+    assert given.objective.crop_seconds == [0.4, 3.0]
+    assert "crop_seconds is a range" in problem("objective.crop_seconds=[3,0.4]")[0]
+    for wrong in ("[0.4]", "[0,1]", "some"):
+        assert "objective.crop_seconds" in problem(f"objective.crop_seconds={wrong}")[0]
 
 
 def test_new_settings_read_back_equal(tmp_path: Path) -> None:
@@ -161,7 +170,7 @@ def test_new_settings_read_back_equal(tmp_path: Path) -> None:
         [
             "student.conv_widths=[8,16]", "student.start_layers=[4,8]", "student.architecture=deep-thin",
             "objective.name=units", "objective.layers=speaker", "objective.student_layers=[0,2]", "objective.normalise=true",
-            'objective.codebook="a \\"b\\" ä"', "noise.probability=0.5", "noise.snr=[-5,5]", "noise.equaliser=0.1",
+            'objective.codebook="a \\"b\\" ä"', "objective.crop_seconds=[0.5,2]", "noise.probability=0.5", "noise.snr=[-5,5]", "noise.equaliser=0.1",
         ],
     )  # fmt: skip
     assert recipe.noise.snr == [-5, 5]
