@@ -9,7 +9,7 @@ depend only on the seed, the voice and the number of the clip, so a longer run o
 keeps the clips that are there and adds to them. The neural engines draw their own noise, so their
 clips are equal only in runs that nothing interrupted.
 
-python distilkit/assets/corpus.py OUT [--hours 8] [--seed 0]
+python distilkit/assets/corpus.py OUT [--hours 8] [--seed 0] [--only ENGINE]
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ else:
 
 RATE = 16_000
 SHORTEST, LONGEST = 2.0, 10.0  # seconds
-BATCH = 16
+BATCH, SLOW_BATCH = 16, 4  # clips that an engine speaks at once; the neural ones take long for each
+SLOW = ("hibari", "kokoro")
 GIVE_UP = 4  # batches in a row without a usable clip
 LEVEL = (-30.0, -17.0)  # dBFS of the whole clip, before the peak is limited
 PEAK = 0.95
@@ -86,10 +87,11 @@ def speak(task: Task) -> tuple[Voice, list[Row], float]:
     voice, seconds, folder, seed = task
     (folder / voice.folder).mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
+    size = SLOW_BATCH if voice.engine in SLOW else BATCH
     total, done, empty = 0.0, 0, 0
     while total < seconds and empty < GIVE_UP:
-        batch = [planned(voice, done + number, seed) for number in range(1, BATCH + 1)]
-        done += BATCH
+        batch = [planned(voice, done + number, seed) for number in range(1, size + 1)]
+        done += size
         new = [clip for clip in batch if not (folder / clip[0]).exists()]
         spoken = ENGINES[voice.engine](voice, [line for _, line, _ in new])
         for (name, _, rng), heard in zip(new, spoken, strict=True):
@@ -108,9 +110,11 @@ def speak(task: Task) -> tuple[Voice, list[Row], float]:
     return voice, rows, total
 
 
-def synthesise(folder: Path, hours: float, seed: int) -> dict[tuple[str, str], float]:
+def synthesise(
+    folder: Path, hours: float, seed: int, only: str | None = None
+) -> dict[tuple[str, str], float]:
     """Write the corpus into `folder`; return the seconds of each engine and language."""
-    voices = available()
+    voices = [voice for voice in available() if only in (None, voice.engine)]
     unit = 3600 * hours / sum(voice.share for voice in voices)
     tasks = [(voice, unit * voice.share, folder, seed) for voice in voices]
     totals: dict[tuple[str, str], float] = collections.defaultdict(float)
@@ -132,8 +136,9 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--hours", type=float, default=8.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=sorted(ENGINES), help="one engine")
     options = parser.parse_args()
-    totals = synthesise(options.out, options.hours, options.seed)
+    totals = synthesise(options.out, options.hours, options.seed, options.only)
     for (engine, language), seconds in sorted(totals.items()):
         print(f"{engine:10}{language:4}{seconds / 3600:7.2f} h")
     print(f"{sum(totals.values()) / 3600:.2f} hours in {options.out}")

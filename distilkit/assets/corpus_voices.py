@@ -10,6 +10,7 @@ import functools
 import importlib
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,7 @@ Samples = npt.NDArray[np.float32]
 Spoken = tuple[Samples, int] | None
 
 MODEL_SEED = 1  # of the noise that neural engines draw
+MORE_KOKORO = "KOKORO_VOICES"  # the environment's name for a folder of more styles, `NAME.bin`
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,14 @@ KOKORO = """
     pt jm_kumo,jf_tebukuro
 """
 
+KOKORO_LANGUAGE = {
+    "e": "es",
+    "f": "fr",
+    "h": "hi",
+    "i": "it",
+    "p": "pt",
+}  # by a style's first letter
+
 
 def all_voices() -> list[Voice]:
     """Every voice, the slow engine last."""
@@ -124,7 +134,7 @@ def all_voices() -> list[Voice]:
     for number, (language, mix) in enumerate(map(str.split, KOKORO.strip().splitlines())):
         warp = (1.0, 0.93, 0.97, 1.05)[number % 4]
         voices.append(Voice("kokoro", f"{language}-{number + 1}", language, mix, 1.8, warp))
-    return voices
+    return voices + kokoro_voices()
 
 
 def warped(voice: Voice, *warps: float) -> list[Voice]:
@@ -149,6 +159,23 @@ def espeak_voices() -> list[Voice]:
         voices.append(
             Voice("espeak", name, language, f"{code}+{variant}", share, warp, pitch, accent)
         )
+    return voices
+
+
+def kokoro_voices() -> list[Voice]:
+    """Of each further style: itself, a mixture with another, half of these with an accent, its language."""
+    names, accents = sorted(more_kokoro()), list(ACCENT)
+    voices = []
+    for number, name in enumerate(names):
+        other = names[(17 * number + 7) % len(names)]
+        accent = accents[number // 2 % len(accents)] if number % 2 else ""
+        warp = (0.9, 0.95, 1.0, 1.06, 1.12)[number % 5]
+        mixed = f"{f'en-as-{accent}-' if accent else ''}{name}-{other}"
+        voices.append(Voice("kokoro", name, "en", name, 1.0))
+        voices.append(Voice("kokoro", mixed, "en", f"{name},{other}", 1.0, warp, accent=accent))
+        if name[0] in KOKORO_LANGUAGE:
+            language = KOKORO_LANGUAGE[name[0]]
+            voices.append(Voice("kokoro", f"{language}-{name}", language, name, 0.7))
     return voices
 
 
@@ -330,7 +357,14 @@ def kokoro_model() -> tuple[Any, dict[str, int], dict[str, Samples]]:
     folder = Path(core.__file__).parent / "data"
     vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))["vocab"]
     with np.load(folder / "voices_ja.npz") as styles:
-        return session, vocabulary, dict(styles)
+        return session, vocabulary, dict(styles) | more_kokoro()
+
+
+def more_kokoro() -> dict[str, Samples]:
+    """The styles of the folder that the environment names."""
+    folder = os.environ.get(MORE_KOKORO, "")
+    files = sorted(Path(folder).glob("*.bin")) if folder else []
+    return {file.stem: np.fromfile(file, np.float32).reshape(-1, 1, 256) for file in files}
 
 
 def kokoro(voice: Voice, lines: list[Line]) -> list[Spoken]:
@@ -338,11 +372,13 @@ def kokoro(voice: Voice, lines: list[Line]) -> list[Spoken]:
     session, vocabulary, styles = kokoro_model()
     style = np.mean([styles[name] for name in voice.code.split(",")], axis=0)
     language = {"en": "en-us", "fr": "fr-fr", "pt": "pt-br"}.get(voice.language, voice.language)
+    speaks = voice.accent or language
     spoken: list[Spoken] = []
     for line in lines:
+        text = accented(line.text, voice.accent) if voice.accent else line.text
         clauses = [
-            " ".join(output("espeak-ng", "-q", "--ipa", "-v", language, clause).decode().split())
-            for clause in line.text.split(", ")
+            " ".join(output("espeak-ng", "-q", "--ipa", "-v", speaks, clause).decode().split())
+            for clause in text.split(", ")
         ]
         phones = ", ".join(clauses) + "."
         if voice.language == "en":
