@@ -115,6 +115,8 @@ def synthesise(
 ) -> dict[tuple[str, str], float]:
     """Write the corpus into `folder`; return the seconds of each engine and language."""
     voices = [voice for voice in available() if only in (None, voice.engine)]
+    if not voices:
+        sys.exit(f"no voices of `{only}`: install what it needs")
     unit = 3600 * hours / sum(voice.share for voice in voices)
     tasks = [(voice, unit * voice.share, folder, seed) for voice in voices]
     totals: dict[tuple[str, str], float] = collections.defaultdict(float)

@@ -108,13 +108,8 @@ KOKORO = """
     pt jm_kumo,jf_tebukuro
 """
 
-KOKORO_LANGUAGE = {
-    "e": "es",
-    "f": "fr",
-    "h": "hi",
-    "i": "it",
-    "p": "pt",
-}  # by a style's first letter
+# Of Kokoro's styles, by their first letter; the others read English.
+KOKORO_LANGUAGE = {"e": "es", "f": "fr", "h": "hi", "i": "it", "p": "pt"}
 
 
 def all_voices() -> list[Voice]:
@@ -361,9 +356,11 @@ def kokoro_model() -> tuple[Any, dict[str, int], dict[str, Samples]]:
 
 
 def more_kokoro() -> dict[str, Samples]:
-    """The styles of the folder that the environment names."""
+    """The styles, (510, 1, 256) each, of the folder that the environment names, if it names one."""
     folder = os.environ.get(MORE_KOKORO, "")
     files = sorted(Path(folder).glob("*.bin")) if folder else []
+    if folder and not files:
+        sys.exit(f"no NAME.bin in `{folder}`, which {MORE_KOKORO} names")
     return {file.stem: np.fromfile(file, np.float32).reshape(-1, 1, 256) for file in files}
 
 
