@@ -27,10 +27,9 @@ from distilkit.objectives import (
     frame_weights,
     load_named,
     mask_spans,
-    scaled,
 )
 from distilkit.students import Beginning
-from distilkit.targets import LiveTargets, Targets, crop, live_mfcc, live_units, normalised
+from distilkit.targets import LiveTargets, Targets, live_mfcc, live_units, normalised, parted
 
 PRESETS: dict[config.Preset, tuple[int, ...]] = {  # layers of 12; field's ablation in docs/concepts
     "all-round": (4, 8, 12),
@@ -254,8 +253,7 @@ def loss_function(
 ) -> Callable[[nn.Module, batches.Batch], Loss]:
     """The loss of a micro-batch: the teacher hears it clean, the student disturbed and masked.
 
-    Where the student hears a part of each window, that part's loss counts for the whole window. What is
-    held out is neither cropped nor disturbed.
+    What is held out is neither parted nor disturbed.
     """
     settings = recipe.objective
     target_of = seen if codebook is None else live_units(seen, codebook)
@@ -263,8 +261,8 @@ def loss_function(
     def loss_of(module: nn.Module, batch: batches.Batch) -> Loss:
         wave_BS, lengths = batch.wave_BS.to(device), list(batch.lengths)
         target = target_of(wave_BS, lengths)
-        if module.training and settings.crop_seconds != "whole":
-            wave_BS, lengths, target = crop(wave_BS, lengths, target, settings.crop_seconds)
+        if module.training and settings.part_seconds != "whole":
+            wave_BS, lengths, target = parted(wave_BS, lengths, target, settings.part_seconds)
         mask_BT = frame_mask(lengths, target[0].shape[1], device)
         hidden_BT, weight_BT = None, None
         if settings.mask_probability:
@@ -276,8 +274,7 @@ def loss_function(
                 wave_BS = disturb(wave_BS, lengths, recipe.noise, noises)
         predicted = module(wave_BS, lengths, hidden_BT)
         objective = OBJECTIVES[settings.name]
-        loss = objective(predicted, target, mask_BT, weight_BT, settings=settings)
-        return loss if loss.frames == batch.frames else scaled(loss, batch.frames)
+        return objective(predicted, target, mask_BT, weight_BT, settings=settings)
 
     return loss_of
 

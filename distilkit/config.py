@@ -162,12 +162,12 @@ class Objective(Section):
             "are predicted or clustered, so that they tell less of who speaks."
         ),
     ] = False
-    crop_seconds: Annotated[
+    part_seconds: Annotated[
         Annotated[list[Annotated[float, Field(ge=0.1)]], Field(min_length=2, max_length=2)]
         | Literal["whole"],
         Field(
-            description="Range of seconds of each window that the student hears, at random places; "
-            "the teacher hears the `whole` window."
+            description="Most seconds that the student hears at once, drawn between two numbers: it hears "
+            "each window in parts, the teacher `whole`."
         ),
     ] = "whole"
     mask_probability: Annotated[
@@ -201,8 +201,8 @@ class Objective(Section):
             raise ValueError("a codebook belongs to the objective `units`")
         if self.normalise and self.features == "mfcc":
             raise ValueError("normalise is for layers; MFCC always are")
-        if self.crop_seconds != "whole" and self.crop_seconds[0] > self.crop_seconds[1]:
-            raise ValueError("crop_seconds is a range, from the lower number to the higher")
+        if self.part_seconds != "whole" and self.part_seconds[0] > self.part_seconds[1]:
+            raise ValueError("part_seconds is a range, from the lower number to the higher")
         if not self.visible_weight and not self.mask_probability:
             raise ValueError("visible_weight and mask_probability are both 0: nothing to learn")
         return self

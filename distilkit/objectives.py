@@ -28,13 +28,6 @@ class Loss:
     parts: dict[str, Tensor]  # scalars without gradient, sums over the same frames
 
 
-def scaled(loss: Loss, frames: int) -> Loss:
-    """The same mean over another number of frames: those of the clips that a loss stands for."""
-    share = frames / loss.frames
-    parts = {name: value * share for name, value in loss.parts.items()}
-    return Loss(total=loss.total * share, frames=frames, parts=parts)
-
-
 class Heads(nn.Module):
     """One prediction head for each teacher layer, all on the student's last, as in DistilHuBERT.
 

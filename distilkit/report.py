@@ -133,9 +133,9 @@ def objective_text(settings: config.Objective) -> str:
     text += ", normalised" * settings.normalise
     if settings.student_layers != "auto":
         text += f", from the student's layers {_listed(settings.student_layers)}"
-    if settings.crop_seconds != "whole":
-        low, high = settings.crop_seconds
-        text += f", of parts of {low:g} to {high:g} s"
+    if settings.part_seconds != "whole":
+        low, high = settings.part_seconds
+        text += f", heard in parts of at most {low:g} to {high:g} s"
     if settings.mask_probability:
         text += (
             f", masked ({settings.mask_probability:g} in spans of {settings.mask_frames} frames)"

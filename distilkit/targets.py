@@ -6,6 +6,7 @@ Letters in names: B clips in a batch, S samples, T frames, D width.
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -82,22 +83,22 @@ def live_units(features: Targets, codebook: Codebook) -> Targets:
     return units
 
 
-def crop(
+def parted(
     wave_BS: Tensor, lengths: Sequence[int], targets: Sequence[Tensor], seconds: Sequence[float]
 ) -> tuple[Tensor, list[int], list[Tensor]]:
-    """A part of each clip, at a random place, with its part of the targets.
+    """Each clip in parts, alike in length, with its part of the targets; every frame is in one part.
 
-    One duration is drawn for all, evenly over the logarithm; what is shorter stays whole. All that
-    is random is from torch's random state.
+    The longest that a part may be is drawn for all clips at once, evenly over the logarithm, from
+    torch's random state.
 
     Args:
         wave_BS: mono float samples at 16 kHz, zeros behind each clip's end.
         lengths: samples of each clip.
         targets: (B, T, D) or (B, T) each.
-        seconds: the shortest and the longest duration.
+        seconds: the lowest and the highest of what is drawn.
 
     Returns:
-        Waves, lengths and targets like those given, of fewer samples and frames.
+        Waves (P, S'), lengths and targets of all parts, the first clip's first.
     """
     low, high = (math.log(bound) for bound in seconds)
     most = max(1, frames(int(SAMPLE_RATE * math.exp(low + (high - low) * float(torch.rand(()))))))
@@ -106,13 +107,13 @@ def crop(
     parts: list[list[Tensor]] = [[] for _ in targets]
     for index, length in enumerate(lengths):
         own = frames(length)
-        count = min(own, most)
-        first = int(torch.randint(own - count + 1, ()))
-        begin = first * HOP_SAMPLES
-        end = begin + samples(count) if count < own else length
-        waves.append(wave_BS[index, begin:end])
-        ends.append(end - begin)
-        for part, target in zip(parts, targets, strict=True):
-            part.append(target[index, first : first + count])
+        count = math.ceil(own / most)
+        for first, after in pairwise(own * number // count for number in range(count + 1)):
+            begin = first * HOP_SAMPLES
+            end = begin + samples(after - first) if after < own else length
+            waves.append(wave_BS[index, begin:end])
+            ends.append(end - begin)
+            for part, target in zip(parts, targets, strict=True):
+                part.append(target[index, first:after])
     padded = [pad_sequence(part, batch_first=True) for part in parts]
     return pad_sequence(waves, batch_first=True), ends, padded

@@ -16,7 +16,7 @@ from distilkit.codebooks import Codebook
 from distilkit.encoder import Encoder, encode, exact, frame_mask
 from distilkit.errors import DistilkitError
 from distilkit.objectives import Heads, PairHeads, UnitHeads, layerwise
-from distilkit.targets import Targets, crop
+from distilkit.targets import Targets, parted
 
 CPU = torch.device("cpu")
 NO_TEACHER = ["objective.name=units", "objective.features=mfcc"]
@@ -348,45 +348,49 @@ def test_masks_reach_the_student_new_or_not() -> None:
         assert not torch.allclose(seen, unseen)
 
 
-def test_a_crop_keeps_frames_beside_their_samples() -> None:
+def test_parts_keep_frames_beside_their_samples_and_lose_none() -> None:
     lengths = [16_000, 4_000, 399 + 320]
     wave_BS = torch.zeros(3, 16_000)
     target_BT = torch.full((3, frames(16_000)), -1)
     for row, length in enumerate(lengths):
         wave_BS[row, :length] = torch.arange(length)
         target_BT[row, : frames(length)] = torch.arange(frames(length))
-    places, durations = set(), set()
+    longest = set()
     for seed in range(40):
         torch.manual_seed(seed)
-        parts_BS, ends, (part_BT, again_BT1) = crop(
+        parts_PS, ends, (part_PT, again_PT1) = parted(
             wave_BS, lengths, [target_BT, target_BT[..., None]], (0.1, 0.5)
         )
-        assert torch.equal(part_BT, again_BT1[..., 0])
+        assert torch.equal(part_PT, again_PT1[..., 0])
         counts = [frames(end) for end in ends]
-        assert counts == [min(counts[0], frames(length)) for length in lengths]
-        assert parts_BS.shape[1] == max(ends)
-        assert part_BT.shape[1] == max(counts)
+        assert parts_PS.shape == (len(ends), max(ends))
+        assert part_PT.shape == (len(ends), max(counts))
+        heard = []
         for row, (end, count) in enumerate(zip(ends, counts, strict=True)):
-            first = int(part_BT[row, 0])
-            assert part_BT[row, :count].tolist() == list(range(first, first + count))
-            assert parts_BS[row, :end].tolist() == list(range(first * 320, first * 320 + end))
-        assert ends[2] == lengths[2]
-        places.add(int(part_BT[0, 0]))
-        durations.add(counts[0])
-    assert len(places) > 10
-    assert len(durations) > 10
-    assert min(durations) >= frames(1_600) - 1
-    assert max(durations) <= frames(8_000)
+            first = int(part_PT[row, 0])
+            assert part_PT[row, :count].tolist() == list(range(first, first + count))
+            assert parts_PS[row, :end].tolist() == list(range(first * 320, first * 320 + end))
+            heard += part_PT[row, :count].tolist()
+        assert heard == [frame for length in lengths for frame in range(frames(length))]
+        whole = counts[
+            : next(n for n in range(len(ends)) if sum(counts[: n + 1]) == frames(16_000)) + 1
+        ]
+        assert max(whole) - min(whole) <= 1
+        assert ends[-1] == lengths[2]
+        longest.add(max(whole))
+    assert len(longest) > 6
+    assert min(longest) >= 2
+    assert max(longest) <= frames(8_000)
 
 
-def test_the_student_hears_a_part_that_stands_for_the_whole_window() -> None:
-    recipe = quick("objective.layers=[4]", "objective.crop_seconds=[0.2,0.2]")
+def test_the_student_hears_parts_of_what_the_teacher_hears() -> None:
+    recipe = quick("objective.layers=[4]", "objective.part_seconds=[0.2,0.2]")
     given = batch(0.6, 0.15)  # 29 and 7 frames; 0.2 s are 9
 
     class Frames(Spy):
         def forward(self, *heard: Any) -> list[Tensor]:
             super().forward(*heard)
-            return [torch.zeros(2, 9, 8)]
+            return [torch.zeros(5, 8, 8)]
 
     def seen(wave_BS: Tensor, lengths: Sequence[int]) -> list[Tensor]:
         assert torch.equal(wave_BS, given.wave_BS)
@@ -395,8 +399,9 @@ def test_the_student_hears_a_part_that_stands_for_the_whole_window() -> None:
     loss_of = assembly.loss_function(recipe, seen, None, lambda _: None, CPU)
     spy = Frames()
     loss = loss_of(spy.train(), given)
-    wave_BS = spy.heard[0][0]
-    assert wave_BS.shape == (2, 400 + 8 * 320)
+    wave_PS = spy.heard[0][0]
+    assert len(wave_PS) == 5
+    assert wave_PS.shape[1] < 400 + 8 * 320
     assert loss.frames == given.frames == 36
     assert float(loss.parts["l1_4"]) == pytest.approx(36.0)
     whole = Spy()

@@ -155,13 +155,13 @@ def test_layers_are_normalised_and_mfcc_always_are() -> None:
     assert "MFCC always are" in problem(*units, "objective.features=mfcc")[0]
 
 
-def test_a_crop_is_a_range_of_seconds() -> None:
-    assert config.load_recipe("smoke").objective.crop_seconds == "whole"
-    given = config.load_recipe("smoke", ["objective.crop_seconds=[0.4,3]"])
-    assert given.objective.crop_seconds == [0.4, 3.0]
-    assert "crop_seconds is a range" in problem("objective.crop_seconds=[3,0.4]")[0]
+def test_parts_are_a_range_of_seconds() -> None:
+    assert config.load_recipe("smoke").objective.part_seconds == "whole"
+    given = config.load_recipe("smoke", ["objective.part_seconds=[0.4,3]"])
+    assert given.objective.part_seconds == [0.4, 3.0]
+    assert "part_seconds is a range" in problem("objective.part_seconds=[3,0.4]")[0]
     for wrong in ("[0.4]", "[0,1]", "some"):
-        assert "objective.crop_seconds" in problem(f"objective.crop_seconds={wrong}")[0]
+        assert "objective.part_seconds" in problem(f"objective.part_seconds={wrong}")[0]
 
 
 def test_new_settings_read_back_equal(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_new_settings_read_back_equal(tmp_path: Path) -> None:
         [
             "student.conv_widths=[8,16]", "student.start_layers=[4,8]", "student.architecture=deep-thin",
             "objective.name=units", "objective.layers=speaker", "objective.student_layers=[0,2]", "objective.normalise=true",
-            'objective.codebook="a \\"b\\" ä"', "objective.crop_seconds=[0.5,2]", "noise.probability=0.5", "noise.snr=[-5,5]", "noise.equaliser=0.1",
+            'objective.codebook="a \\"b\\" ä"', "objective.part_seconds=[0.5,2]", "noise.probability=0.5", "noise.snr=[-5,5]", "noise.equaliser=0.1",
         ],
     )  # fmt: skip
     assert recipe.noise.snr == [-5, 5]

@@ -1,8 +1,8 @@
 """Put trained students into the package as the built-in model `tiny`, in fp16; its card stays.
 
-Several runs of one recipe from one start, differing in their seed, become one model: the mean of their weights
-(Wortsman et al., Model soups, arXiv 2203.05482, the uniform one). With --out the model goes to that folder
-instead, in fp32, to teach the next runs.
+Several runs of one recipe from one start, differing in their seed, become one model: the mean of their
+weights (Wortsman et al., Model soups, arXiv 2203.05482, the uniform one). With --out the model goes to
+that folder instead, in fp32, to teach the next runs.
 
 python distilkit/assets/pack.py RUN ... [--out FOLDER]
 """
