@@ -26,6 +26,7 @@ from distilkit.encoder import Encoder
 COMMANDS = Path(os.environ.get("DISTILKIT_SHARED", "shared")) / "speech" / "commands"
 SLOTS = ("coffee_drink", "roast", "number_of_shots")
 NOISE = (10.0, 0.0)  # dB
+PLAIN = ["data.valid_fraction=0", "noise.probability=0"]  # in all that do not say otherwise
 VARIANTS: dict[str, list[str]] = {
     "paper (4, 8, 12; L1 + cosine; from the teacher)": [],
     "layer 4 alone": ["objective.layers=[4]"],
@@ -35,7 +36,7 @@ VARIANTS: dict[str, list[str]] = {
     "L2 + cosine": ["objective.l1_weight=0", "objective.l2_weight=1"],
     "L2 without cosine": ["objective.l1_weight=0", "objective.l2_weight=1", "objective.cosine_weight=0"],
     "random start": ["student.start=random"],
-    "noise-robust": ["noise.probability=0.7"],
+    "noise-robust": ["noise.probability=0.7", "noise.snr=[0,20]"],
 }  # fmt: skip
 
 
@@ -94,7 +95,7 @@ def main() -> None:
             continue
         results[name] = []
         for seed in range(asked.seeds):
-            settings = [f"train.steps={asked.steps}", f"train.seed={seed}", "data.valid_fraction=0"]
+            settings = [f"train.steps={asked.steps}", f"train.seed={seed}", *PLAIN]
             recipe = config.load_recipe(asked.recipe, [*settings, *changes])
             with tempfile.TemporaryDirectory() as folder:
                 student = distill(
