@@ -1,6 +1,7 @@
 """The paper's ablation at our scale: which heads, which distance, which start; and noise.
 
-Distils a student for each variant and seed from one teacher on one folder, and probes its last layer:
+Distils a student for each variant and seed from one teacher on one folder, with the recipe's other settings
+(`demo`: layer norm, windows heard in parts), and probes its last layer:
 digits by people left out, three slots of spoken orders by people that neither teacher nor probe met,
 and digits in added noise. Needs DISTILKIT_SHARED (`speech/digits` and `speech/commands`).
 
