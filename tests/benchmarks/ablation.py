@@ -27,7 +27,10 @@ from distilkit.encoder import Encoder
 COMMANDS = Path(os.environ.get("DISTILKIT_SHARED", "shared")) / "speech" / "commands"
 SLOTS = ("coffee_drink", "roast", "number_of_shots")
 NOISE = (10.0, 0.0)  # dB
-PLAIN = ["data.valid_fraction=0", "noise.probability=0"]  # in all that do not say otherwise
+PLAIN = [  # in all that do not say otherwise
+    *("data.valid_fraction=0", "noise.probability=0"),
+    *("objective.name=layerwise", "objective.normalise=false"),
+]
 VARIANTS: dict[str, list[str]] = {
     "paper (4, 8, 12; L1 + cosine; from the teacher)": [],
     "layer 4 alone": ["objective.layers=[4]"],
@@ -37,6 +40,7 @@ VARIANTS: dict[str, list[str]] = {
     "L2 + cosine": ["objective.l1_weight=0", "objective.l2_weight=1"],
     "L2 without cosine": ["objective.l1_weight=0", "objective.l2_weight=1", "objective.cosine_weight=0"],
     "random start": ["student.start=random"],
+    "units of 4, 8, 12": ["objective.name=units", "objective.normalise=true"],
     "noise-robust": ["noise.probability=0.7", "noise.snr=[0,20]"],
 }  # fmt: skip
 
