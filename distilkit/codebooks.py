@@ -24,6 +24,7 @@ from distilkit.audio import SAMPLE_RATE, frames
 from distilkit.errors import DistilkitError
 
 MFCC = 13  # coefficients, then their first and second differences
+FILE = "codebook.safetensors"  # in a folder of units, and in a run
 SCALE = 2**15  # Kaldi's features are made for 16-bit samples
 
 
@@ -169,8 +170,8 @@ def load(path: Path) -> Codebook:
     Raises:
         DistilkitError: no such file, or not a codebook.
     """
-    hint = "distilkit units AUDIO --out DIR writes DIR/codebook.safetensors"
-    path = path / "codebook.safetensors" if path.is_dir() else path
+    hint = f"distilkit units AUDIO --out DIR writes DIR/{FILE}"
+    path = path / FILE if path.is_dir() else path
     if not path.is_file():
         raise DistilkitError(f"no codebook `{path}`", hint)
     try:

@@ -169,7 +169,7 @@ def train(job: Job, stop: Callable[[], bool] = lambda: False) -> Iterator[loop.S
             }
         )
     with run.locked() if first else nullcontext():
-        distiller, loss_of = assemble(job, accelerator, run.folder / "codebook.safetensors")
+        distiller, loss_of = assemble(job, accelerator, run.folder / codebooks.FILE)
         module, optimizer = accelerator.prepare(distiller, loop.optimizer(distiller, recipe.train))
         saved = run.load_checkpoint() if job.resumed else None
         start = 0
@@ -322,6 +322,13 @@ def _existing(name: str) -> tuple[Existing, dict[str, Any]]:
         )
     existing = Existing(student=student, heads=checkpoint.heads, head_layers=checkpoint.head_layers)
     return existing, {"name": name, "fingerprint": fingerprint(checkpoint.model)}
+
+
+def finds_units(job: Job) -> bool:
+    """Whether training begins with finding the units, which may take minutes."""
+    objective = job.recipe.objective
+    found = (job.run.folder / codebooks.FILE).is_file()
+    return objective.name == "units" and not objective.codebook and not found
 
 
 def _codebook(

@@ -101,7 +101,7 @@ def units(
             named[id] = unit_T[: frames(length)]
     with replacing(out) as beside:
         beside.mkdir(parents=True)
-        codebooks.save(found, beside / "codebook.safetensors")
+        codebooks.save(found, beside / codebooks.FILE)
         _write(beside, windows, named)
         write_text(beside / "skipped.tsv", data.dump_skipped(skipped))
     counts = Counter(unit for row in named.values() for unit in row)

@@ -549,11 +549,42 @@ def test_a_run_without_a_teacher(run: Run, speech: Path) -> None:
     assert "nothing is distilled: units of MFCC" in err
     assert "50% of clips, 0 to 20 dB of noise" in err
     assert "random weights" in err
+    assert "finding the units ..." in err
     code, out, err = run("distill", speech, "--teacher", "none", *QUICK, *typed, "--plan", "--json")
     assert json.loads(out)["steps"] == 2
     code, out, _ = run("inspect", f"runs/{speech.name}", "--json")
     facts = json.loads(out)
     assert (code, facts["teacher"], facts["state"]) == (0, "none", "finished")
+
+
+def test_the_time_left_is_that_of_the_steps(
+    run: Run, speech: Path, teacher_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distilkit import distill
+
+    slow = distill._codebook
+
+    def slower(*given: object) -> object:
+        time.sleep(3.0)  # what is found before the first step
+        return slow(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(distill, "_codebook", slower)
+    changes = ["objective.name=units", "objective.clusters=8", "objective.layers=[2]"]
+    typed = [word for change in changes for word in ("--set", change)]
+    code, _, err = run("distill", speech, "--teacher", teacher_folder, *QUICK, *typed)
+    first = next(line for line in err.splitlines() if line.startswith("step 1 of 2"))
+    assert code == 0
+    assert float(first.rpartition("left ")[2].removesuffix(" s")) < 3.0
+
+
+def test_nothing_held_out_because_none_was_asked_for(
+    run: Run, speech: Path, teacher_folder: Path
+) -> None:
+    typed = ["--teacher", teacher_folder, *QUICK, "--set", "data.valid_fraction=0"]
+    code, _, err = run("distill", speech, *typed)
+    assert code == 0
+    assert "none are asked for" in " ".join(err.split())
+    assert "finding the units" not in err
 
 
 def test_recipes(run: Run) -> None:

@@ -1,8 +1,9 @@
-"""Add a crowd to the built-in speech: a hundred voices of six engines, with everyday sentences.
+"""Add a crowd to the built-in speech: 130 voices of six engines, with everyday sentences.
 
-Each voice of `corpus_voices.py` that speaks English, and some that speak other languages, says a few
-sentences, none of them twice. Clips are 16 kHz mono Ogg Opus, like those of `synthesise.py`, whose
-speakers and texts in other languages are used here too. Existing clips of the crowd are replaced.
+The voices are some of those of `corpus_voices.py`: 102 say four sentences each in English, natively or with
+an accent, and 28 say two each in a language of `synthesise.py`, whose texts they share. Clips are
+16 kHz mono Ogg Opus, like its. The crowd's existing clips are replaced. Voices whose licence is not
+a permissive one are left out, since these clips are given away with the package.
 
 python distilkit/assets/crowd.py [FOLDER]
 """
@@ -30,10 +31,9 @@ RATE = 16_000
 SEED = 21
 ENGLISH_CLIPS, FOREIGN_CLIPS = 4, 2  # of each voice
 ENGLISH_VOICES = {"espeak": 24, "festival": 8, "flite": 8, "hibari": 4, "kokoro": 50, "pico": 8}
-FOREIGN_VOICES = {"espeak": 8, "festival": 2, "kokoro": 12, "pico": 8}
+FOREIGN_VOICES = {"espeak": 8, "kokoro": 12, "pico": 8}  # festival's are GPL and LGPL
 LEVEL = (-28.0, -18.0)  # dBFS of the whole clip, before the peak is limited
 PEAK = 0.9
-SERIAL = 100_000  # of the first Ogg stream; those of `synthesise.py` are below
 
 ENGLISH = """
     The bus was late again, so I walked along the river instead.
@@ -200,7 +200,7 @@ def main(folder: Path) -> None:
             clip = finish(spoken[0], round(spoken[1] * voice.warp), rng)
             name = f"{voice.folder}/{number + 1:03d}.ogg"
             (folder / voice.folder).mkdir(exist_ok=True)
-            (folder / name).write_bytes(encode(clip, SERIAL + len(rows)))
+            (folder / name).write_bytes(encode(clip, zlib.crc32(name.encode())))
             rows.append([name, text, voice.folder, voice.language, f"{len(clip) / RATE:.2f}"])
     with metadata.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)

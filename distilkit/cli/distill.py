@@ -124,7 +124,8 @@ def _announce(job: "Job") -> None:
         of = (teacher["name"], f"{teacher['format']}, {teacher['layers']} layers, {size}")
     held = f"{len(job.valid)} windows, whole recordings"
     if not job.valid:
-        held = "nothing to tell how the student does on other recordings: there is only one"
+        why = "there is only one" if job.recipe.data.valid_fraction else "none are asked for"
+        held = f"nothing to tell how the student does on other recordings: {why}"
     windows = f"in {len(job.train)} windows of {facts['recordings']} recordings"
     rows = [
         ("teacher", *of),
@@ -180,10 +181,12 @@ def _run(job: "Job") -> float:
     """Train to the end, showing how it goes, and return the seconds; stopped, say how to go on."""
     from distilkit import plan
     from distilkit.cli import console
-    from distilkit.distill import disk_bytes, train
+    from distilkit.distill import disk_bytes, finds_units, train
 
     plan.check_disk(job.run.folder, disk_bytes(job))
     number, began = 0, time.monotonic()
+    if finds_units(job):
+        console.say("finding the units ...")
     with console.stopping() as stop, _Watch(job) as watch:
         for step in train(job, stop):
             number = step.number
@@ -235,7 +238,7 @@ class _Watch:
         self._bar = console.training_bar() if console.errors.is_terminal else None
         self._task: object = None
         self._shown = 0.0
-        self._began = time.monotonic()
+        self._began = 0.0  # of the first step; what is found beforehand does not count
         self._done = 0
 
     def __enter__(self) -> "_Watch":
@@ -269,6 +272,8 @@ class _Watch:
             self._bar.update(self._task, completed=step.number, numbers=numbers)  # type: ignore[arg-type]
             return
         now = time.monotonic()
+        if self._done == 1:
+            self._began = now - step.seconds
         if now - self._shown >= console.LOG_SECONDS or step.number in (1, steps):
             left = (now - self._began) / self._done * (steps - step.number)
             console.say(f"step {step.number} of {steps}: {numbers}  left {clock(left)}")
