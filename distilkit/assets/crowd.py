@@ -2,8 +2,9 @@
 
 The voices are some of those of `corpus_voices.py`: 102 say four sentences each in English, natively or with
 an accent, and 28 say two each in a language of `synthesise.py`, whose texts they share. Clips are
-16 kHz mono Ogg Opus, like its. The crowd's existing clips are replaced. Voices whose licence is not
-a permissive one are left out, since these clips are given away with the package.
+16 kHz mono Ogg Opus, like its. The crowd's existing clips are replaced; with the same engines on the
+same kind of processor they sound the same, sample by sample. Voices that are made of a person's recordings
+under the GPL or LGPL are left out: pieces of them would be in what is given away here.
 
 python distilkit/assets/crowd.py [FOLDER]
 """
@@ -31,7 +32,7 @@ RATE = 16_000
 SEED = 21
 ENGLISH_CLIPS, FOREIGN_CLIPS = 4, 2  # of each voice
 ENGLISH_VOICES = {"espeak": 24, "festival": 8, "flite": 8, "hibari": 4, "kokoro": 50, "pico": 8}
-FOREIGN_VOICES = {"espeak": 8, "kokoro": 12, "pico": 8}  # festival's are GPL and LGPL
+FOREIGN_VOICES = {"espeak": 8, "kokoro": 12, "pico": 8}  # festival's are under the GPL
 LEVEL = (-28.0, -18.0)  # dBFS of the whole clip, before the peak is limited
 PEAK = 0.9
 
