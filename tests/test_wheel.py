@@ -25,7 +25,7 @@ def test_everything_works_from_a_wheel_in_any_folder(tmp_path: Path) -> None:
     assert {"distilkit/recipes/paper.toml", "distilkit/assets/speech/metadata.csv"} <= set(names)
     assert not [name for name in names if name.startswith(("tests/", "docs/", "recipes/"))]
     assert not [name for name in names if "assets" in name and name.endswith(".py")]
-    assert wheel.stat().st_size < 11_000_000
+    assert wheel.stat().st_size < 12_500_000  # the teacher 7.5 MB, speech 4.9 MB, compressed
     environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
 
     def run(*arguments: str) -> str:
