@@ -7,20 +7,18 @@ steps; `distill` is both in one call.
 import importlib.metadata
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from lhotse import MonoCut
-from torch import nn
 
 from distilkit import (
     __version__,
     assembly,
-    batches,
     codebooks,
     config,
     data,
@@ -29,6 +27,7 @@ from distilkit import (
     report,
     students,
     teachers,
+    training,
 )
 from distilkit.assembly import Distiller, Existing
 from distilkit.audio import frames
@@ -36,7 +35,6 @@ from distilkit.encoder import Encoder, fingerprint
 from distilkit.errors import DistilkitError
 from distilkit.hub import DEFAULT_TEACHER
 from distilkit.noise import recordings
-from distilkit.objectives import Loss
 from distilkit.runs import Run, free_folder, newest_run, replacing
 from distilkit.targets import Targets
 from distilkit.teachers import Checkpoint
@@ -108,7 +106,9 @@ def prepare(
     if settings.objective.name == "units" and not settings.objective.codebook:
         chosen = assembly.clustered(collection.train, settings)
         codebooks.check(sum(frames(cut.num_samples) for cut in chosen), settings.objective.clusters)
-    decided = plan.decide(settings, distiller.student, encoder, collection.train)
+    decided = plan.decide(
+        settings, distiller.student, encoder, collection.train, settings.data.window_seconds
+    )
     facts = {
         "kind": "distill",
         "distilkit": __version__,
@@ -168,60 +168,21 @@ def train(job: Job, stop: Callable[[], bool] = lambda: False) -> Iterator[loop.S
                 "run.json": report.json_text(job.facts),
             }
         )
-    with run.locked() if first else nullcontext():
-        distiller, loss_of = assemble(job, accelerator, run.folder / codebooks.FILE)
-        module, optimizer = accelerator.prepare(distiller, loop.optimizer(distiller, recipe.train))
-        saved = run.load_checkpoint() if job.resumed else None
-        start = 0
-        if saved is not None:
-            loop.restore(accelerator, module, optimizer, *saved)
-            start = int(saved[1]["step"])
-        if first:
-            run.rewind(start)
-        accelerator.wait_for_everyone()
-
-        def save(number: int) -> None:
-            tensors, numbers = loop.state(accelerator, module, optimizer)
-            run.save_checkpoint(number, tensors, numbers)
-
-        schedule = plan.schedule(
+    with training.holding(run, accelerator):
+        done = yield from training.steps(
+            run,
             recipe,
-            job.train,
-            decided.micro_seconds,
-            accelerator.process_index,
-            accelerator.num_processes,
-        )
-        stream = batches.stream(
-            job.train, schedule, first=start + 1, last=decided.steps, workers=decided.workers
-        )
-        for step in loop.fit(
+            decided,
+            lambda: assemble(job, accelerator, run.folder / codebooks.FILE),
             accelerator,
-            module,
-            optimizer,
-            stream,
-            loss_of,
-            recipe.train,
-            start=start,
-            steps=decided.steps,
-        ):
-            last = step.number == decided.steps
-            if job.valid and (last or step.number % recipe.train.validate_every == 0):
-                step = replace(
-                    step,
-                    valid=loop.validate(
-                        accelerator, module, job.valid, loss_of, decided.micro_seconds
-                    ),
-                )
-            halt = loop.any_rank(accelerator, stop()) and not last
-            if first:
-                _log(run, step, decided.device)
-                if halt or last or step.number % recipe.train.checkpoint_every == 0:
-                    save(step.number)
-            yield step
-            if halt:
-                return
-        if first:
-            _finish(job, distiller)
+            train=job.train,
+            valid=job.valid,
+            resumed=job.resumed,
+            stop=stop,
+        )
+        if done is not None and first:
+            assert isinstance(done, Distiller)
+            _finish(job, done)
 
 
 def distill(audio: Sequence[str | Path], **options: Any) -> Path:
@@ -236,9 +197,7 @@ def distill(audio: Sequence[str | Path], **options: Any) -> Path:
     return job.run.folder / "student"
 
 
-def assemble(
-    job: Job, accelerator: Accelerator, keep: Path | None = None
-) -> tuple[Distiller, Callable[[nn.Module, batches.Batch], Loss]]:
+def assemble(job: Job, accelerator: Accelerator, keep: Path | None = None) -> training.Parts:
     """What is trained, and the loss of a micro-batch: the parts of a run, put together.
 
     Args:
@@ -264,7 +223,8 @@ def assemble(
         codebook = _codebook(job, accelerator, seen, keep)
     noises = recordings(recipe.noise.folder) if recipe.noise.probability else lambda _: None
     loss_of = assembly.loss_function(recipe, seen, codebook, noises, accelerator.device)
-    return distiller, loss_of
+    optimizer = loop.optimizer(distiller, recipe.train)
+    return training.Parts(module=distiller, optimizer=optimizer, loss_of=loss_of)
 
 
 def measure(job: Job, steps: int = 3) -> plan.Measured:
@@ -273,18 +233,8 @@ def measure(job: Job, steps: int = 3) -> plan.Measured:
     The first step warms up and does not count.
     """
     accelerator = loop.accelerator(job.plan.device, job.plan.precision)
-    distiller, loss_of = assemble(job, accelerator)
-    module, optimizer = accelerator.prepare(distiller, loop.optimizer(distiller, job.recipe.train))
-    schedule = plan.schedule(job.recipe, job.train, job.plan.micro_seconds)
-    stream = batches.stream(job.train, schedule, first=1, last=steps, workers=0)
-    taken = loop.fit(
-        accelerator, module, optimizer, stream, loss_of, job.recipe.train, start=0, steps=steps
-    )
-    seconds = min([step.seconds for step in taken][1:])
-    return plan.Measured(
-        seconds_per_step=seconds,
-        hours=seconds * job.plan.steps / 3600,
-        peak_gib=plan.peak_gib(job.plan.device),
+    return training.measure(
+        job.recipe, job.plan, lambda: assemble(job, accelerator), accelerator, job.train, steps
     )
 
 
@@ -417,28 +367,6 @@ def _teacher_precision(
     """bf16 for the teacher where the student has it; never fp16, whose range large norms leave."""
     enabled = arithmetic == "bf16"
     return torch.autocast(accelerator.device.type, torch.bfloat16, enabled=enabled)
-
-
-def _log(run: Run, step: loop.Step, where: str) -> None:
-    row = {
-        "step": step.number,
-        "loss": step.loss,
-        **step.parts,
-        "grad_norm": step.grad_norm,
-        "learning_rate": step.learning_rate,
-        "audio_seconds": step.audio_seconds,
-    }
-    if not step.updated:
-        row["updated"] = False
-    run.append("metrics.jsonl", row | ({"valid": step.valid} if step.valid else {}))
-    run.append(
-        "speed.jsonl",
-        {
-            "step": step.number,
-            "seconds": round(step.seconds, 4),
-            "peak_gib": round(plan.peak_gib(where), 3),
-        },
-    )
 
 
 def _finish(job: Job, distiller: Distiller) -> None:

@@ -27,6 +27,15 @@ MAX_OVERFLOWS = 20  # fp16 steps in a row that may be skipped while the loss sca
 
 
 @dataclass(frozen=True, kw_only=True)
+class Group:
+    """Parameters with a learning rate of their own."""
+
+    params: list[nn.Parameter]
+    scale: float = 1.0  # times the learning rate of the schedule
+    after: int = 0  # the optimizer step up to which they are left as they are
+
+
+@dataclass(frozen=True, kw_only=True)
 class Step:
     """One optimizer step. All but `seconds` is the same on every equal run."""
 
@@ -60,11 +69,19 @@ def learning_rate(number: int, steps: int, settings: config.Train) -> float:
     return settings.learning_rate * (steps - number) / max(1, steps - warmup)
 
 
-def optimizer(module: nn.Module, settings: config.Train) -> torch.optim.AdamW:
-    """AdamW over all parameters that are trained."""
+def optimizer(
+    module: nn.Module, settings: config.Train, groups: Sequence[Group] = ()
+) -> torch.optim.AdamW:
+    """AdamW over all parameters that are trained.
+
+    Args:
+        module: what is trained.
+        settings: AdamW's.
+        groups: parameters with learning rates of their own; all alike where there are none.
+    """
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     return torch.optim.AdamW(
-        trained,
+        [vars(group) for group in groups] if groups else trained,
         lr=settings.learning_rate,
         betas=(settings.betas[0], settings.betas[1]),
         eps=settings.epsilon,
@@ -116,7 +133,8 @@ def fit(
         began = time.perf_counter()
         rate = learning_rate(number, steps, settings)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            begun = number > group.get("after", 0)
+            group["lr"] = rate * group.get("scale", 1.0) * begun
         micro = next(batches)
         seed_step(settings.seed, number, accelerator.process_index)
         counted = _over_ranks(

@@ -147,14 +147,14 @@ def bytes_passing(shape: HubertConfig, arithmetic: config.Precision) -> float:
 
 
 def micro_seconds(
-    settings: config.Recipe,
+    settings: config.Recipe | config.CtcRecipe,
     student: Encoder,
     teacher: Encoder | None,
     where: str,
     arithmetic: config.Precision,
+    longest: float,
 ) -> tuple[float, bool, tuple[Choice, ...]]:
     """How much audio is in memory at once, whether activations are recomputed, and why."""
-    longest = settings.data.window_seconds
     each = bytes_per_second(student.model.config, arithmetic)
     each += bytes_passing((teacher or student).model.config, arithmetic)
     fits = MEMORY_SHARE * memory(where) / each
@@ -183,7 +183,11 @@ def micro_seconds(
 
 
 def schedule(
-    settings: config.Recipe, train: Sequence[MonoCut], micro: float, rank: int = 0, ranks: int = 1
+    settings: config.Recipe | config.CtcRecipe,
+    train: Sequence[MonoCut],
+    micro: float,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> Schedule:
     """Which windows each optimizer step sees."""
     return Schedule(
@@ -197,12 +201,26 @@ def schedule(
 
 
 def decide(
-    settings: config.Recipe, student: Encoder, teacher: Encoder | None, train: Sequence[MonoCut]
+    settings: config.Recipe | config.CtcRecipe,
+    student: Encoder,
+    teacher: Encoder | None,
+    train: Sequence[MonoCut],
+    longest: float,
 ) -> Plan:
-    """Everything that follows from recipe, models, audio and machine, each with its reason."""
+    """Everything that follows from recipe, models, audio and machine, each with its reason.
+
+    Args:
+        settings: the recipe.
+        student: what is trained.
+        teacher: what runs beside it, if anything.
+        train: what it is trained on.
+        longest: seconds of the longest clip that may be in memory.
+    """
     where, why_there = device(settings.train)
     arithmetic, why_arithmetic = precision(settings.train, where)
-    micro, recompute, choices = micro_seconds(settings, student, teacher, where, arithmetic)
+    micro, recompute, choices = micro_seconds(
+        settings, student, teacher, where, arithmetic, longest
+    )
     chosen = schedule(settings, train, micro)
     wanted, why_steps = steps(
         settings.train, chosen.steps_per_pass, sum(cut.duration for cut in train)

@@ -86,7 +86,7 @@ def test_what_is_assembled_follows_the_recipe(
 ) -> None:
     def assembled(*changes: str) -> distillation.Distiller:
         job = prepare([speech], teacher=str(teacher_folder), out=tmp_path, recipe=quick(*changes))
-        return distillation.assemble(job, loop.accelerator("cpu", "fp32"))[0]
+        return distillation.assemble(job, loop.accelerator("cpu", "fp32")).module
 
     plain, again, other = assembled(), assembled(), assembled("train.seed=1")
     assert torch.equal(plain.heads.inner.weight, again.heads.inner.weight)

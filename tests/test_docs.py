@@ -257,7 +257,7 @@ def test_toml_in_the_docs_is_a_recipe(page: Path, body: str) -> None:
 
 
 def test_settings_named_in_prose_exist() -> None:
-    sections = {name: type(getattr(config.Recipe(), name)) for name in config.Recipe.model_fields}
+    sections = {name: type(getattr(config.Recipe(), name)) for name in config.sections(config.Recipe)}
     known = {f"{name}.{key}" for name, model in sections.items() for key in model.model_fields}
     pattern = re.compile(rf"`(?:--set )?((?:{'|'.join(sections)})\.(?!py`)[a-z_0-9]+)[`=]")
     named = {(_name(page), key) for page in PAGES for key in pattern.findall(_text(page))}

@@ -17,7 +17,7 @@ ROWS = (
     {"codebooks", "data", "objectives", "students", "teachers"},
     {"batches", "noise", "targets"},
     {"assembly", "loop", "plan"},
-    {"report"},
+    {"report", "training"},
     {"convert", "distill", "embed", "layers", "probes", "units"},
     {"demo"},
     {"cli"},

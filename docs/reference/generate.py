@@ -128,16 +128,21 @@ def recipe_page() -> str:
     for name in config.recipe_names():
         first = config.recipe_path(name).read_text(encoding="utf-8").splitlines()[0]
         lines.append(f"| `{name}` | {_cell(first.removeprefix('# What:').strip())} |")
-    for section, model in (
-        (n, type(getattr(config.Recipe(), n))) for n in config.Recipe.model_fields
-    ):
-        lines += ["", f"## `[{section}]`", "", str(model.__doc__), ""]
-        lines += ["| Key | Type | Default | Meaning |", "|---|---|---|---|"]
-        for key, field in model.model_fields.items():
-            kind = _cell(_type(field.annotation) + _limits(field.metadata))
-            default = _cell(json.dumps(field.default))
-            lines.append(f"| `{key}` | {kind} | `{default}` | {_cell(str(field.description))} |")
+    for command, recipe in config.RECIPES.items():
+        lines += ["", f"## Recipes of `distilkit {command}`"]
+        for section, model in config.sections(recipe).items():
+            lines += _section(section, model)
     return "\n".join([*lines, ""])
+
+
+def _section(name: str, model: Any) -> list[str]:
+    lines = ["", f"### `[{name}]`", "", str(model.__doc__), ""]
+    lines += ["| Key | Type | Default | Meaning |", "|---|---|---|---|"]
+    for key, field in model.model_fields.items():
+        kind = _cell(_type(field.annotation) + _limits(field.metadata))
+        default = _cell(json.dumps(field.default))
+        lines.append(f"| `{key}` | {kind} | `{default}` | {_cell(str(field.description))} |")
+    return lines
 
 
 def _type(annotation: Any) -> str:

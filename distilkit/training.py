@@ -1,0 +1,180 @@
+"""A run from its first optimizer step, or the one it stopped at, to its last: logs, validations, checkpoints.
+
+What `distill` and `finetune-ctc` share: the caller brings the module, the loss and the audio.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+from accelerate import Accelerator
+from lhotse import MonoCut
+from torch import nn
+
+from distilkit import batches, config, loop, plan
+from distilkit.batches import Batch
+from distilkit.objectives import Loss
+from distilkit.runs import Run
+
+Rows = list[dict[str, Any]]  # of metrics.jsonl
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What is trained and how."""
+
+    module: nn.Module
+    optimizer: Any  # torch's
+    loss_of: Callable[[nn.Module, Batch], Loss]
+
+
+def unchanged(valid: dict[str, float]) -> dict[str, float]:
+    """What was measured on held-out windows, as it was measured."""
+    return valid
+
+
+def steps(
+    run: Run,
+    recipe: config.Recipe | config.CtcRecipe,
+    decided: plan.Plan,
+    parts: Callable[[], Parts],
+    accelerator: Accelerator,
+    *,
+    train: Sequence[MonoCut],
+    valid: Sequence[MonoCut],
+    resumed: bool,
+    stop: Callable[[], bool],
+    told: Callable[[dict[str, float]], dict[str, float]] = unchanged,
+    validated: Callable[[nn.Module, Rows], None] = lambda module, rows: None,
+    enough: Callable[[Rows], bool] = lambda rows: False,
+) -> Generator[loop.Step, None, nn.Module | None]:
+    """Train, yielding each optimizer step; return the module when done, None when stopped before.
+
+    The caller holds the run's lock.
+
+    Args:
+        run: where metrics and checkpoints go.
+        recipe: batches and training settings.
+        decided: steps, micro-batches, device.
+        parts: makes what is trained; called once.
+        accelerator: device, precision, processes.
+        train: what to train on.
+        valid: what to validate on; may be empty.
+        resumed: whether to go on from the run's checkpoint.
+        stop: asked after every step; when it says True, a checkpoint is saved.
+        told: what a validation is logged as.
+        validated: called with the bare module and the metrics after each validation, before the
+            checkpoint, in the process that writes.
+        enough: asked with the metrics after each validation whether to end early.
+
+    Raises:
+        DistilkitError: the checkpoint is damaged, or a loss is not finite.
+    """
+    first = accelerator.is_main_process  # of several processes, the one that writes
+    made = parts()
+    module, optimizer = accelerator.prepare(made.module, made.optimizer)
+    saved = run.load_checkpoint() if resumed else None
+    start = 0
+    if saved is not None:
+        loop.restore(accelerator, module, optimizer, *saved)
+        start = int(saved[1]["step"])
+    if first:
+        run.rewind(start)
+    accelerator.wait_for_everyone()
+    rows = run.rows("metrics.jsonl")
+    if enough(rows):
+        return accelerator.unwrap_model(module)  # type: ignore[no-any-return]
+    schedule = plan.schedule(
+        recipe, train, decided.micro_seconds, accelerator.process_index, accelerator.num_processes
+    )
+    stream = batches.stream(
+        train, schedule, first=start + 1, last=decided.steps, workers=decided.workers
+    )
+    settings = recipe.train
+    for step in loop.fit(
+        accelerator,
+        module,
+        optimizer,
+        stream,
+        made.loss_of,
+        settings,
+        start=start,
+        steps=decided.steps,
+    ):
+        last = step.number == decided.steps
+        if valid and (last or step.number % settings.validate_every == 0):
+            measured = loop.validate(
+                accelerator, module, valid, made.loss_of, decided.micro_seconds
+            )
+            step = replace(step, valid=told(measured))
+        rows.append(_row(step))
+        ended = last or (bool(step.valid) and enough(rows))
+        halt = loop.any_rank(accelerator, stop()) and not ended
+        if first:
+            run.append("metrics.jsonl", rows[-1])
+            run.append("speed.jsonl", _speed(step, decided.device))
+            if step.valid:
+                validated(accelerator.unwrap_model(module), rows)
+            if halt or ended or step.number % settings.checkpoint_every == 0:
+                run.save_checkpoint(step.number, *loop.state(accelerator, module, optimizer))
+        yield step
+        if halt:
+            return None
+        if ended:
+            break
+    return accelerator.unwrap_model(module)  # type: ignore[no-any-return]
+
+
+def measure(
+    recipe: config.Recipe | config.CtcRecipe,
+    decided: plan.Plan,
+    parts: Callable[[], Parts],
+    accelerator: Accelerator,
+    train: Sequence[MonoCut],
+    steps: int = 3,
+) -> plan.Measured:
+    """Take a few real steps, keep nothing of them, and say what all of them would take.
+
+    The first step warms up and does not count.
+    """
+    made = parts()
+    module, optimizer = accelerator.prepare(made.module, made.optimizer)
+    schedule = plan.schedule(recipe, train, decided.micro_seconds)
+    stream = batches.stream(train, schedule, first=1, last=steps, workers=0)
+    taken = loop.fit(
+        accelerator, module, optimizer, stream, made.loss_of, recipe.train, start=0, steps=steps
+    )
+    seconds = min([step.seconds for step in taken][1:])
+    return plan.Measured(
+        seconds_per_step=seconds,
+        hours=seconds * decided.steps / 3600,
+        peak_gib=plan.peak_gib(decided.device),
+    )
+
+
+def holding(run: Run, accelerator: Accelerator) -> Any:
+    """The run's lock, held by the process that writes."""
+    return run.locked() if accelerator.is_main_process else nullcontext()
+
+
+def _row(step: loop.Step) -> dict[str, Any]:
+    row = {
+        "step": step.number,
+        "loss": step.loss,
+        **step.parts,
+        "grad_norm": step.grad_norm,
+        "learning_rate": step.learning_rate,
+        "audio_seconds": step.audio_seconds,
+    }
+    if not step.updated:
+        row["updated"] = False
+    return row | ({"valid": step.valid} if step.valid else {})
+
+
+def _speed(step: loop.Step, where: str) -> dict[str, Any]:
+    return {
+        "step": step.number,
+        "seconds": round(step.seconds, 4),
+        "peak_gib": round(plan.peak_gib(where), 3),
+    }
