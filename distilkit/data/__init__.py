@@ -3,21 +3,23 @@
 import gzip
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from lhotse import AudioSource, CutSet, MonoCut, Recording
 
 from distilkit import config
 from distilkit.audio import SAMPLE_RATE
+from distilkit.data import transcripts
+from distilkit.data.common import MAX_UNUSABLE, Tracker, untracked
 from distilkit.data.find import Found, find, shown
 from distilkit.data.scan import Clip, Skipped, cache_folder, scan, silent_parts
 from distilkit.errors import DistilkitError
 
 __all__ = [
+    "MAX_UNUSABLE",
     "Clip",
     "Collection",
     "Found",
@@ -30,14 +32,12 @@ __all__ = [
     "find",
     "load_windows",
     "scan",
+    "shown",
     "split",
     "survey",
+    "transcripts",
     "untracked",
 ]
-
-MAX_UNUSABLE = 0.5  # share of unusable audio files above which a collection is refused
-
-Tracker = Callable[..., Iterable[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +63,6 @@ class Collection:
     def reasons(self) -> Counter[str]:
         """How many files or parts were left out, by kind."""
         return Counter(item.kind for item in self.skipped)
-
-
-def untracked(items: Iterable[Any], **_: Any) -> Iterable[Any]:
-    """A tracker that shows nothing."""
-    return items
 
 
 def survey(

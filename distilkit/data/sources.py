@@ -1,0 +1,148 @@
+"""An input of transcribed data: the files below it, and the utterances that readers find in it."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from distilkit.audio import SUFFIXES
+from distilkit.data.find import Found, find, shown
+from distilkit.data.scan import Skipped
+from distilkit.errors import DistilkitError
+from distilkit.runs import discard
+
+NO_AUDIO = "no audio"  # kinds of what is left out
+NO_TEXT = "no text"
+OUTSIDE = "outside"
+BROKEN = "broken row"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Utterance:
+    """Words, and where they are said."""
+
+    id: str
+    path: Path
+    text: str
+    speaker: str = ""  # empty where nobody says who
+    language: str = ""
+    start: float = 0.0  # seconds
+    seconds: float | None = None  # None to the end of the file
+
+
+Item = Utterance | Skipped
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """An input, and what a reader needs to know of it."""
+
+    place: Path  # as the user named it
+    folder: Path  # the same, or where the file is
+    files: tuple[Found, ...]  # all below it; a file alone is its own
+    text_column: str = ""  # empty finds it
+    cache: Path | None = None  # for sound out of archives; None where only the words are wanted
+
+    def top(self, *suffixes: str) -> list[Path]:
+        """Files right in the folder, or the file itself, whose name ends so and is not hidden."""
+        return [path for path in self.below(*suffixes) if path.parent == self.folder]
+
+    def below(self, *suffixes: str) -> list[Path]:
+        """Files at any depth whose name ends so; none whose name, or folder's, begins with a dot."""
+        paths = [found.path for found in self.files if found.path.name.endswith(suffixes)]
+        parts = [path.relative_to(self.folder).parts for path in paths]
+        return [x for x, y in zip(paths, parts, strict=True) if not any(z[0] == "." for z in y)]
+
+    def has(self, *names: str) -> bool:
+        """Whether the input is a folder with all of these."""
+        return all((self.place / name).exists() for name in names)
+
+
+def source(place: Path, text_column: str = "", cache: Path | None = None) -> Source:
+    """An input with the files below it.
+
+    Raises:
+        DistilkitError: there is no such file or folder, or it cannot be reached.
+    """
+    folder = place
+    if place.is_dir() or not os.path.exists(place):
+        files = tuple(find([place]))
+    else:
+        files = (Found(path=place, id=place.name, audio=place.suffix.lower() in SUFFIXES),)
+        folder = place.parent
+    return Source(place=place, folder=folder, files=files, text_column=text_column, cache=cache)
+
+
+def inside(folder: Path, name: str) -> Path | Skipped:
+    """A file below a folder; a path that climbs out is not followed (a link may lead anywhere)."""
+    if not name:
+        return Skipped(path=shown(folder), reason="a row that names no file", kind=BROKEN)
+    if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+        return Skipped(path=shown(name), reason=f"leads out of `{shown(folder)}`", kind=OUTSIDE)
+    return folder / name
+
+
+def anywhere(folder: Path, name: str) -> Path:
+    """A file of a manifest that may name any: counted from its folder, else from where we are.
+
+    Raises:
+        ValueError: the name is empty.
+    """
+    if not name:
+        raise ValueError("names no file")
+    near = folder / name  # an absolute name stands for itself
+    return Path(name) if not os.path.exists(near) and os.path.exists(name) else near
+
+
+def named(folder: Path, stem: str, suffix: str) -> Path | Skipped:
+    """The audio file of this name: with the layout's own suffix, else with another or as it is."""
+    path = inside(folder, stem)
+    if isinstance(path, Skipped):
+        return path
+    expected = folder / f"{stem}{suffix}"
+    if os.path.isfile(expected):
+        return expected
+    others = (folder / f"{stem}{ending}" for ending in ("", *sorted(SUFFIXES)))
+    return next((file for file in others if os.path.isfile(file)), expected)
+
+
+def relative(path: Path, source: Source) -> str:
+    """A path counted from the input's folder where it is below it, else as it is."""
+    below = path.is_relative_to(source.folder)
+    return shown((path.relative_to(source.folder) if below else path).as_posix())
+
+
+def broken(path: Path, line: int, error: Exception) -> Skipped:
+    """A row that cannot be used, by file and line."""
+    said = str(error)
+    if isinstance(error, KeyError):
+        said = f"`{error.args[0]}` is missing"
+    elif not isinstance(error, ValueError):
+        said = "not a row of such a table"
+    return Skipped(path=shown(path), reason=f"line {line}: {said}", kind=BROKEN)
+
+
+def kept(sound: bytes, name: str, cache: Path) -> Path:
+    """Sound out of an archive as a file in the cache, named after where it came from.
+
+    Raises:
+        DistilkitError: it cannot be written.
+    """
+    origin = name.encode("utf-8", "surrogateescape") + b"\0"
+    digest = hashlib.sha256(origin + sound).hexdigest()[:32]
+    path = cache / digest[:2] / digest
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        if not path.is_file() or path.stat().st_size != len(sound):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                beside.write_bytes(sound)
+                os.replace(beside, path)
+            finally:
+                discard(beside)
+    except OSError as error:
+        raise DistilkitError(
+            f"cannot keep audio in `{cache}`: {error.strerror or error}",
+            "DISTILKIT_CACHE=FOLDER, with a folder that can be written and has room",
+        ) from error
+    return path

@@ -1,0 +1,238 @@
+"""Text files and tables that users bring: every problem names the file, and the line or byte."""
+
+import csv
+import gzip
+import io
+import json
+import math
+import shlex
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from distilkit.errors import DistilkitError, did_you_mean
+
+Row = dict[str, Any] | str  # a row, or what is wrong with it
+PARQUET_ROWS = 32  # read at once; a row may hold a whole recording
+
+
+def text_of(path: Path) -> str:
+    """A text file (gzipped where its name ends in `.gz`) with plain line ends and no mark.
+
+    Raises:
+        DistilkitError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        raw = path.read_bytes()
+        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
+    except (OSError, EOFError, zlib.error) as error:
+        raise DistilkitError(
+            f"`{path}` cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        guess = "UTF-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "WINDOWS-1252"
+        new = path.with_name(f"{path.stem}-utf8{path.suffix}")
+        raise DistilkitError(
+            f"`{path}` is not UTF-8: byte {error.start} (line {line}) is {raw[error.start]:#04x}",
+            f"iconv -f {guess} -t UTF-8 {shlex.quote(str(path))} > {shlex.quote(str(new))}",
+        ) from error
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def lines_of(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a text file that are not blank, numbered from 1.
+
+    Raises:
+        DistilkitError: as `text_of`.
+    """
+    for number, line in enumerate(text_of(path).split("\n"), start=1):
+        if line.strip():
+            yield number, line
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a file of JSON lines, with the numbers of their lines.
+
+    Raises:
+        DistilkitError: as `text_of`, or a line is not an object.
+    """
+    for number, line in lines_of(path):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            said = getattr(error, "msg", None) or type(error).__name__
+            raise DistilkitError(f"`{path}` is not JSON lines: line {number}: {said}") from error
+        if not isinstance(row, dict):
+            raise DistilkitError(f"`{path}` is not JSON lines: line {number} is not an object")
+        yield number, row
+
+
+def first_row(path: Path) -> dict[str, Any]:
+    """The object on the first line of a file of JSON lines; empty where there is none."""
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            row = json.loads(file.readline().decode("utf-8-sig"))
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError):
+        return {}
+    return row if isinstance(row, dict) else {}
+
+
+def table(path: Path) -> tuple[list[str], Iterable[tuple[int, Row]]]:
+    """The columns and the numbered rows of a `.parquet`, `.jsonl` or `.json` table, or a text one.
+
+    A text table has a header, whose commonest sign of `,` `;` `|` and tab separates. Quotes count
+    except between tabs. A row with more or fewer values than columns is what is wrong with it.
+
+    Raises:
+        DistilkitError: it cannot be read.
+    """
+    if path.suffix == ".parquet":
+        return _parquet(path)
+    if path.suffix in (".jsonl", ".json"):
+        objects = list(json_lines(path))
+        return list(dict.fromkeys(key for _, row in objects for key in row)), objects
+    return _delimited(path)
+
+
+def header(path: Path) -> str:
+    """The first line of a text file; empty where it has none.
+
+    Raises:
+        DistilkitError: as `text_of`.
+    """
+    return next(lines_of(path), (0, ""))[1]
+
+
+def _delimited(path: Path) -> tuple[list[str], list[tuple[int, Row]]]:
+    text = text_of(path)
+    sign = max(",;|\t", key=text.lstrip("\n").partition("\n")[0].count)
+    reader = csv.reader(
+        io.StringIO(text),
+        delimiter=sign,
+        quoting=csv.QUOTE_NONE if sign == "\t" else csv.QUOTE_MINIMAL,
+        strict=True,
+    )
+    found: list[tuple[int, list[str]]] = []
+    try:
+        for values in reader:
+            if any(value.strip() for value in values):
+                found.append((reader.line_num, values))
+    except csv.Error as error:
+        raise DistilkitError(
+            f"`{path}` is not a table: line {reader.line_num}: {error}",
+            "close every quotation mark, and double those inside a value",
+        ) from error
+    columns = [name.strip() for name in found[0][1]] if found else []
+    return columns, [(line, _named(columns, values)) for line, values in found[1:]]
+
+
+def _named(columns: Sequence[str], values: Sequence[str]) -> Row:
+    if len(values) != len(columns):
+        return f"{len(values)} values for {len(columns)} columns; quote a text that holds the sign"
+    return dict(zip(columns, values, strict=True))
+
+
+def _parquet(path: Path) -> tuple[list[str], Iterable[tuple[int, Row]]]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise DistilkitError(
+            f"`{path}` needs pyarrow", "pip install 'distilkit[parquet]'"
+        ) from error
+
+    def damaged(error: Exception) -> DistilkitError:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        return DistilkitError(f"`{path}` cannot be read as Parquet: {said}")
+
+    def rows() -> Iterator[tuple[int, Row]]:
+        number = 0
+        try:
+            for batch in file.iter_batches(batch_size=PARQUET_ROWS):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+        except (pyarrow.ArrowException, OSError, ValueError) as error:
+            raise damaged(error) from error
+
+    try:
+        file = parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise damaged(error) from error
+    return list(file.schema_arrow.names), rows()
+
+
+def column(columns: Iterable[str], wanted: Sequence[str]) -> str | None:
+    """The first of the wanted columns that is there, whatever its case."""
+    known = {name.lower(): name for name in reversed(list(columns))}
+    return next((known[name] for name in wanted if name in known), None)
+
+
+def text_column(
+    path: Path, columns: Sequence[str], wanted: Sequence[str], chosen: str, others: Sequence[str]
+) -> str:
+    """The column of texts: the chosen one, else the first of the wanted ones.
+
+    Args:
+        others: names that columns of something else have; the hint offers none of them.
+
+    Raises:
+        DistilkitError: it is not there; names those that are.
+    """
+    found = chosen if chosen in columns else None if chosen else column(columns, wanted)
+    if found is not None:
+        return found
+    free = [name for name in columns if name.lower() not in others]
+    there = f"its columns are {quoted(columns)}"
+    if chosen:
+        near = did_you_mean(chosen, columns)
+        hint = near or (f"--text-column {shlex.quote(free[0])}" if free else None)
+        raise DistilkitError(f"`{path}` has no column `{chosen}`: {there}", hint)
+    raise DistilkitError(
+        f"`{path}` has no column of text: {there}; expected {quoted(wanted, 'or')}",
+        f"--text-column {shlex.quote(free[0]) if free else 'NAME'}",
+    )
+
+
+def quoted(names: Iterable[str], last: str = "and") -> str:
+    """Names in backticks, as a list in a sentence."""
+    marked = [f"`{name}`" for name in names] or ["none"]
+    return f" {last} ".join([", ".join(marked[:-1]), marked[-1]]) if marked[1:] else marked[0]
+
+
+def plain(value: object) -> str:
+    """A value as text; nothing and not-a-number are empty.
+
+    Raises:
+        ValueError: neither text nor a number, or not Unicode.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if not isinstance(value, str | int | float):
+        raise ValueError(f"a {type(value).__name__} where text is expected")
+    text = str(value)
+    if any("\ud800" <= sign <= "\udfff" for sign in text):
+        raise ValueError("text that is not Unicode (half of a surrogate pair)")
+    return text
+
+
+def seconds(value: object) -> float | None:
+    """A value as seconds; None where there is none.
+
+    Raises:
+        ValueError: not a number, or below 0.
+    """
+    if value is None or value == "":
+        return None
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except (ValueError, OverflowError):
+            number = math.nan
+        if math.isfinite(number) and number >= 0:
+            return number
+    raise ValueError(f"`{value}` where seconds are expected")
