@@ -90,7 +90,7 @@ def parse_recipe(
         DistilkitError: it is for another command; every unknown key and wrong value, in one message.
     """
     wanted = kind.model_fields["command"].default
-    given = settings.get("command", wanted)
+    given = settings.get("command") or _command_of(settings, kind)
     if given != wanted and given in RECIPES:
         raise DistilkitError(
             f"recipe `{where}` is for `distilkit {given}`, not for `distilkit {wanted}`",
@@ -118,6 +118,13 @@ def parse_recipe(
         raise DistilkitError(
             head + "\n  ".join(problems), "; ".join(hints) or _show(kind)
         ) from error
+
+
+def _command_of(settings: dict[str, Any], kind: type[Section]) -> str:
+    """The command whose recipes have these sections; of several, the one that is asked for."""
+    fitting = [name for name, model in RECIPES.items() if set(settings) <= set(sections(model))]
+    wanted = str(kind.model_fields["command"].default)
+    return fitting[0] if fitting and wanted not in fitting else wanted
 
 
 def _show(kind: type[Section]) -> str:

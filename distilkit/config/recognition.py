@@ -12,8 +12,11 @@ Case = Literal["keep", "lower", "upper"]
 Punctuation = Literal["keep", "remove"]
 Digits = Literal["keep", "spell"]
 TranscriptFormat = Literal["txt", "json", "srt", "vtt"]
+EncoderStart = Literal["pretrained", "random"]
 Layers = Literal["last", "weighted"]
-LoraTarget = Literal["q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "output_dense"]
+LoraTarget = Literal[
+    "q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "output_dense", "projection"
+]
 
 
 class Text(Section):
@@ -31,7 +34,11 @@ class Text(Section):
         Digits, Field(description="Digits as they are, or spelled as words of the language.")
     ] = "keep"
     language: Annotated[
-        str, Field(description="In which digits are spelled: `en`, `de`, `pt_BR` ...")
+        str,
+        Field(
+            description="In which digits are spelled: `en`, `de`, `pt_BR` ... For `tr` and `az`, "
+            "I and i are two letters."
+        ),
     ] = "en"
 
 
@@ -52,7 +59,7 @@ class Transcribed(Section):
     """Which utterances are used, and which are held out."""
 
     max_seconds: Annotated[
-        float, Field(ge=1.0, le=60.0, description="Seconds; longer utterances are left out.")
+        float, Field(ge=1.0, le=3600.0, description="Seconds; longer utterances are left out.")
     ] = 30.0
     min_seconds: Annotated[
         float, Field(ge=0.025, le=10.0, description="Seconds; shorter utterances are left out.")
@@ -77,6 +84,13 @@ class Transcribed(Section):
 class Recogniser(Section):
     """The encoder under the recogniser's head."""
 
+    start: Annotated[
+        EncoderStart,
+        Field(
+            description="`pretrained` keeps the encoder's weights; `random` draws new ones, to see "
+            "what pre-training was worth."
+        ),
+    ] = "pretrained"
     dropout: Annotated[
         float,
         Field(ge=0.0, lt=1.0, description="Dropout of hidden states, attention, activations."),
@@ -99,6 +113,10 @@ class Lora(Section):
         Annotated[float, Field(gt=0.0)] | Auto,
         Field(description="Their scale times the rank; `auto` is twice the rank."),
     ] = "auto"
+    learning_rate: Annotated[
+        float,
+        Field(gt=0.0, description="Peak learning rate of the adapters; the head keeps its own."),
+    ] = 1e-3
     dropout: Annotated[
         float, Field(ge=0.0, lt=1.0, description="Dropout of what the adapters read.")
     ] = 0.0

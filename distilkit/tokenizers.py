@@ -1,0 +1,506 @@
+"""Text as tokens: explicit normalisation, and tokenizers for CTC that stock transformers loads.
+
+A tokenizer's folder holds what `AutoTokenizer` and `AutoProcessor` read, `text.json` (how text is
+normalised) and, for subwords, SentencePiece's `tokenizer.model`. CTC's blank is the padding token.
+"""
+
+import hashlib
+import json
+import re
+import tempfile
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from distilkit import config
+from distilkit.audio import SAMPLE_RATE
+from distilkit.errors import DistilkitError
+
+PAD, UNKNOWN = "<pad>", "<unk>"  # ids 0 and 1 of every tokenizer that is made here
+DELIMITER = "|"  # ends a word, in tokenizers of characters
+SPACE = "▁"  # begins a word, in tokenizers of subwords
+TEXT_FILE = "text.json"
+MODEL_FILE = "tokenizer.model"
+FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.json")  # transformers' own
+HINT = "distilkit tokenizer DATA --out DIR"
+WORDS = 50  # words of text for each subword that `auto` makes,
+MOST = 1000  # and the most of them
+
+# --------------------------------------------------------------------------------- normalisation
+
+# Quotation marks and accents that people type for an apostrophe. U+02BC stays: it is a letter.
+APOSTROPHES = dict.fromkeys(map(ord, "\u2018\u2019\u201b\u0060\u00b4\u1fef\u1ffd\uff07\uff40"), "'")
+INNER = "'\u00b7\u05f3\u05f4"  # part of a word inside one: also Catalan's dot, Hebrew's geresh
+JOINERS = re.compile("[\u200c\u200d]+")  # ZWNJ and ZWJ
+JOINED = 0x0530  # Latin, Greek and Cyrillic letters lie below; joiners say nothing between them
+VIRAMA = 9  # combining class of signs that silence a vowel, as in Indian scripts
+RESERVED = re.compile(r"[|▁▅]|</?(pad|unk|s)>", re.IGNORECASE)  # ▅ is SentencePiece's own
+NUMBER = re.compile(r"(\d+(?:[.,]\d+)*)(?:(st|nd|rd|th)\b)?", re.IGNORECASE)
+LONGEST_NUMBER = 9  # digits; longer ones are read digit by digit
+# Languages that write 1,000.5; all others write 1.000,5.
+COMMA_GROUPS = frozenset(["am", "ar", "bn", "cy", "en", "fa", "he", "ja", "kn", "ko", "te", "th"])
+# How the sign of decimals is read, where num2words does not say.
+POINTS = {
+    "ar": "فاصلة", "bn": "দশমিক", "cy": "pwynt", "fa": "ممیز", "id": "koma",
+    "it": "virgola", "ja": "点", "ru": "запятая", "vi": "phẩy",
+}  # fmt: skip
+UNSOUND = frozenset(["am"])  # num2words never returns from some numbers
+
+
+def normalise(text: str, settings: config.Text) -> str:
+    """Text as the tokenizer, the language model and the error rates see it.
+
+    In this order: typographic apostrophes become `'`; the Unicode form; invisible characters go;
+    digits; case; of the invisible joiners only those stay that shape words, as in Indian scripts and
+    Persian; names and signs that tokenizers keep for themselves (`|`, `<pad>` ...); punctuation and
+    symbols become spaces; white space becomes single spaces. To normalise twice changes nothing.
+
+    Args:
+        text: one utterance.
+        settings: what is done.
+
+    Raises:
+        DistilkitError: digits shall be spelled in a language that num2words does not know.
+    """
+    text = unicodedata.normalize(settings.form, text.translate(APOSTROPHES))
+    text = "".join(map(_visible, text))
+    if settings.digits == "spell":
+        language = _spelling(settings.language)
+        text = NUMBER.sub(lambda found: _spelled(found, language), text)
+    text = JOINERS.sub(_joiner, _cased(text, settings))
+    text = unicodedata.normalize(settings.form, text)
+    text = RESERVED.sub(r" \1 ", text)
+    if settings.punctuation == "remove":
+        text = _without_punctuation(text)
+    return " ".join(text.split())
+
+
+@cache
+def _visible(char: str) -> str:
+    """What a reader sees of a character; joiners are seen to elsewhere."""
+    kind = unicodedata.category(char)
+    if char == "\u200b" or char.isspace():  # U+200B ends words where no spaces are written
+        return " "
+    if kind == "Cs":  # half of a surrogate pair, as damaged JSON holds: no encoding has it
+        return "\ufffd"
+    variation = "\ufe00" <= char <= "\ufe0f" or "\U000e0100" <= char <= "\U000e01ef"
+    hidden = variation or (kind in ("Cf", "Cc") and not JOINERS.match(char))
+    return "" if hidden else char
+
+
+@cache
+def _kind(char: str) -> str:
+    """What a character is: L letter, M mark on one, N number, P or S a sign, Z nothing or space."""
+    kind = unicodedata.category(char) if char else "Zs"
+    return "S" if kind == "Me" else kind[0]  # an enclosing mark is a keycap or the like
+
+
+def _around(found: re.Match[str]) -> tuple[str, str]:
+    """The characters before and after; empty at an end of the text."""
+    start, end = found.span()
+    return found.string[max(0, start - 1) : start], found.string[end : end + 1]
+
+
+def _joiner(found: re.Match[str]) -> str:
+    """The first of some joiners where it shapes a word, else nothing."""
+    before, after = _around(found)
+    if _kind(before) not in "LM" or ord(before) < JOINED:
+        return ""
+    silenced = unicodedata.combining(before) == VIRAMA and found[0][0] == "\u200d"
+    return found[0][0] if silenced or _kind(after) in "LM" else ""
+
+
+def _cased(text: str, settings: config.Text) -> str:
+    turkic = settings.language.partition("_")[0] in ("tr", "az")
+    if settings.case == "lower":
+        for capital, small in (("I\u0307", "i"), ("İ", "i"), ("I", "ı")) if turkic else ():
+            text = text.replace(capital, small)
+        return text.lower()
+    if settings.case == "upper":
+        for small, capital in (("i", "İ"), ("ı", "I")) if turkic else ():
+            text = text.replace(small, capital)
+        return text.upper()
+    return text
+
+
+def _without_punctuation(text: str) -> str:
+    """Spaces in place of punctuation, symbols, and marks that then have no letter under them."""
+    kept: list[str] = []
+    for place, char in enumerate(text):
+        before = kept[-1] if kept else " "
+        after = _kind(text[place + 1 : place + 2])
+        inside = char in INNER and _kind(before) in "LMN" and after in "LN"
+        bare = before.isspace() and (_kind(char) == "M" or JOINERS.match(char) is not None)
+        kept.append(" " if bare or (_kind(char) in "PS" and not inside) else char)
+    return "".join(kept)
+
+
+@cache
+def _spelling(language: str) -> str:
+    """The name that num2words has for a language; it would take `estonian` for Spanish."""
+    try:
+        from num2words import CONVERTER_CLASSES
+    except ImportError as error:
+        raise DistilkitError(
+            "spelling digits needs num2words", "pip install 'distilkit[digits]'"
+        ) from error
+    known = sorted(set(CONVERTER_CLASSES) - UNSOUND)
+    name = language.replace("-", "_")
+    for found in (name, name.partition("_")[0]):
+        if found in known:
+            return found
+    raise DistilkitError(
+        f"digits cannot be spelled in the language `{language}`",
+        f"--digits keep, or a --language of {', '.join(known)}",
+    )
+
+
+def _spelled(found: re.Match[str], language: str) -> str:
+    """A number in words: grouped thousands, decimals, and in English ordinals."""
+    from num2words import CONVERTER_CLASSES, num2words
+
+    number, suffix = found[1], found[2] or ""
+    group, mark = (",", ".") if language.partition("_")[0] in COMMA_GROUPS else (".", ",")
+    if re.fullmatch(rf"\d{{1,3}}(\{group}\d{{3}})+(\{mark}\d+)?", number):
+        number = number.replace(group, "")
+    whole, *parts = re.split("[.,]", number)
+    if suffix and not parts and language.startswith("en") and _readable(whole):
+        words = [num2words(int(whole), lang=language, to="ordinal")]
+    elif len(parts) == 1:
+        point = POINTS.get(language) or CONVERTER_CLASSES[language].pointword
+        decimals = [_cardinal(digit, language) for digit in parts[0]]
+        words = [_cardinal(whole, language), point, *decimals, suffix]
+    else:  # a whole number, or a date, an address, a version
+        words = [*(_cardinal(part, language) for part in (whole, *parts)), suffix]
+    before, after = (" " * (_kind(char) in "LMN") for char in _around(found))
+    return before + " ".join(filter(None, words)) + after
+
+
+def _cardinal(digits: str, language: str) -> str:
+    from num2words import num2words
+
+    read = [digits] if _readable(digits) else digits
+    return " ".join(str(num2words(int(one), lang=language)) for one in read)
+
+
+def _readable(digits: str) -> bool:
+    """Whether digits are read as one number: 007 is not, nor what is very long."""
+    return len(digits) <= LONGEST_NUMBER and (digits == "0" or int(digits[0]) > 0)
+
+
+# ------------------------------------------------------------------------------------ tokenizers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenizer:
+    """A tokenizer for CTC, and how text is brought into its form."""
+
+    stock: Any  # transformers' tokenizer
+    text: config.Text
+    model: bytes | None = None  # SentencePiece's, where there is one
+
+    def __len__(self) -> int:
+        """Tokens, the blank and the unknown one included: the size of the model's head."""
+        return len(self.stock)
+
+    @property
+    def blank(self) -> int:
+        """The id of CTC's blank, which is the padding token's."""
+        return int(self.stock.pad_token_id)
+
+    @cached_property
+    def tokens(self) -> list[str]:
+        """Every token by its id."""
+        return [str(token) for token in self.stock.convert_ids_to_tokens(list(range(len(self))))]
+
+    @cached_property
+    def characters(self) -> frozenset[str]:
+        """All characters that have a token of their own, and the space."""
+        special = set(self.stock.all_special_tokens) | {DELIMITER, SPACE}
+        return frozenset({" ", *(x for x in self.tokens if len(x) == 1 and x not in special)})
+
+    def normalise(self, text: str) -> str:
+        """Text in the form that the tokenizer knows."""
+        return normalise(text, self.text)
+
+    def unknown(self, text: str) -> list[str]:
+        """The characters of normalised text that no token has, each once, in order."""
+        return [char for char in dict.fromkeys(text) if char not in self.characters]
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of normalised text; an unknown character becomes the unknown token."""
+        ids: list[int] = self.stock(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def decode(self, ids: Iterable[int], *, frames: bool = True) -> str:
+        """Text of tokens.
+
+        Args:
+            ids: the token of each frame: repeats are one token, blanks are none. With `frames`
+                false the tokens themselves, as `encode` gives them: a repeat is a doubled letter.
+            frames: which of the two.
+
+        Source: Graves et al., Connectionist Temporal Classification, ICML 2006, section 3.1.
+        """
+        text: str = self.stock.decode(
+            [int(token) for token in ids], group_tokens=frames, clean_up_tokenization_spaces=False
+        )
+        return " ".join(text.split())
+
+
+def train(texts: Iterable[str], settings: config.Tokenizer, text: config.Text) -> Tokenizer:
+    """Build a tokenizer from transcripts; the same ones give the same tokenizer.
+
+    Args:
+        texts: transcripts as they are; they are normalised here.
+        settings: which kind, and how many tokens.
+        text: how text is normalised, now and whenever the tokenizer is used.
+
+    Raises:
+        DistilkitError: no text, or a size that the text does not allow; says the one that works.
+    """
+    lines = [line for line in (normalise(line, text) for line in texts) if line]
+    if not lines:
+        raise DistilkitError(
+            "the transcripts hold no text once they are normalised",
+            "other transcripts, or --punctuation keep",
+        )
+    return KINDS[settings.kind](lines, settings, text)
+
+
+def _counted(lines: Iterable[str]) -> int:
+    """How many characters there are, the space left out."""
+    return len(set().union(*lines) - {" "})
+
+
+def _characters(lines: Sequence[str], settings: config.Tokenizer, text: config.Text) -> Tokenizer:
+    """A token for each character, as wav2vec 2.0 has it (arXiv 2006.11477)."""
+    size = _counted(lines) + 3
+    if settings.size != "auto" and settings.size != size:
+        raise DistilkitError(
+            f"`--vocab-size {settings.size}` does not fit: a token for each character of this text "
+            f"makes {size}, the blank, the unknown one and the space counted",
+            f"--vocab-size {size}, or leave it out",
+        )
+    names = [PAD, UNKNOWN, DELIMITER, *sorted(set().union(*lines) - {" "})]
+    return Tokenizer(stock=_stock_characters(names), text=text)
+
+
+def _stock_characters(names: Sequence[str]) -> Any:
+    """A Wav2Vec2CTCTokenizer without the `<s>` and `</s>` that it would add."""
+    from transformers import Wav2Vec2CTCTokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "vocab.json"
+        path.write_text(json.dumps({name: place for place, name in enumerate(names)}))
+        return Wav2Vec2CTCTokenizer(
+            str(path),
+            pad_token=PAD,
+            unk_token=UNKNOWN,
+            bos_token=None,
+            eos_token=None,
+            word_delimiter_token=DELIMITER,
+            clean_up_tokenization_spaces=False,
+        )
+
+
+def _subwords(lines: Sequence[str], settings: config.Tokenizer, text: config.Text) -> Tokenizer:
+    """Subwords by SentencePiece, in a tokenizer of transformers that knows CTC's rules."""
+    least = _counted(lines) + 3
+    words = sum(line.count(" ") + 1 for line in lines)
+    size = settings.size if settings.size != "auto" else max(least, min(MOST, words // WORDS))
+    if size < least:
+        raise DistilkitError(
+            f"`--vocab-size {size}` is too small: the characters of this text need {least}",
+            f"--vocab-size {least}",
+        )
+    model, most = _sentencepiece(lines, settings.kind, size)
+    if model is None and settings.size == "auto":
+        model, _ = _sentencepiece(lines, settings.kind, most)
+    if model is None:
+        raise DistilkitError(
+            f"`--vocab-size {size}` is too large: this text gives at most {most} tokens",
+            f"--vocab-size {most}",
+        )
+    return Tokenizer(stock=_stock_subwords(model, settings.kind), text=text, model=model)
+
+
+def _sentencepiece(lines: Sequence[str], kind: str, size: int) -> tuple[bytes | None, int]:
+    """A model of `size` pieces, or none and the most pieces that the text gives.
+
+    Source: Kudo and Richardson, SentencePiece, EMNLP 2018 (arXiv 1808.06226).
+    """
+    import sentencepiece
+
+    written = BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=written,
+            model_type=kind,
+            vocab_size=size,
+            character_coverage=1.0,
+            normalization_rule_name="identity",
+            pad_id=0,
+            pad_piece=PAD,
+            unk_id=1,
+            unk_piece=UNKNOWN,
+            bos_id=-1,
+            eos_id=-1,
+            num_threads=1,
+            minloglevel=2,
+            # Longer lines would be left out without a word; less than 10 is refused.
+            max_sentence_length=max(10, *(len(line.encode()) + 1 for line in lines)),
+        )
+    except RuntimeError as error:
+        found = re.search(r"value <= (\d+)", str(error))
+        if found is None:
+            raise DistilkitError(f"SentencePiece: {error}", "--kind char") from error
+        return None, int(found[1])
+    return written.getvalue(), size
+
+
+def _stock_subwords(model: bytes, kind: str) -> Any:
+    """SentencePiece's model as a fast tokenizer whose decoding joins repeats and drops blanks."""
+    import sentencepiece
+    from tokenizers import Tokenizer as Fast
+    from tokenizers import decoders, models, pre_tokenizers
+    from transformers import ParakeetTokenizer
+
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+    names = [pieces.id_to_piece(place) for place in range(pieces.get_piece_size())]
+    if kind == "unigram":
+        scores = [(name, pieces.get_score(place)) for place, name in enumerate(names)]
+        fast = Fast(models.Unigram(scores, unk_id=1, byte_fallback=False))
+    else:
+        ids = {name: place for place, name in enumerate(names)}
+        fast = Fast(models.BPE(ids, _merges(ids), unk_token=UNKNOWN, fuse_unk=True))
+    fast.pre_tokenizer = pre_tokenizers.Metaspace(
+        replacement=SPACE, prepend_scheme="always", split=True
+    )
+    fast.decoder = decoders.Metaspace(replacement=SPACE, prepend_scheme="always", split=True)
+    return ParakeetTokenizer(
+        tokenizer_object=fast,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _merges(ids: dict[str, int]) -> list[tuple[str, str]]:
+    """The pairs that give each token when joined; early tokens first, as SentencePiece joins."""
+    found = []
+    for name, place in ids.items():
+        pairs = [(name[:cut], name[cut:]) for cut in range(1, len(name))]
+        if name not in (PAD, UNKNOWN):
+            found += [(place, ids[a], ids[b], a, b) for a, b in pairs if a in ids and b in ids]
+    return [(a, b) for _, _, _, a, b in sorted(found)]
+
+
+KINDS: dict[
+    config.TokenizerKind, Callable[[Sequence[str], config.Tokenizer, config.Text], Tokenizer]
+] = {"char": _characters, "unigram": _subwords, "bpe": _subwords}
+
+
+# ----------------------------------------------------------------------------------------- files
+
+
+def save(tokenizer: Tokenizer, folder: Path, normalise_waves: bool = False) -> None:
+    """Write a tokenizer into a folder that is being made, so that `AutoProcessor` reads it too.
+
+    Args:
+        tokenizer: what is written.
+        folder: where; made if need be.
+        normalise_waves: whether the model that goes with it hears waveforms of zero mean and unit
+            variance; its batches then come with an attention mask too.
+    """
+    from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Processor
+
+    folder.mkdir(parents=True, exist_ok=True)
+    features = Wav2Vec2FeatureExtractor(
+        feature_size=1,
+        sampling_rate=SAMPLE_RATE,
+        padding_value=0.0,
+        do_normalize=normalise_waves,
+        return_attention_mask=normalise_waves,
+    )
+    features.save_pretrained(folder)  # preprocessor_config.json, which transformers 4 wants
+    Wav2Vec2Processor(features, tokenizer.stock).save_pretrained(folder)
+    settings = tokenizer.text.model_dump_json(indent=2)
+    (folder / TEXT_FILE).write_text(settings + "\n", encoding="utf-8")
+    if tokenizer.model is not None:
+        (folder / MODEL_FILE).write_bytes(tokenizer.model)
+
+
+def load(folder: Path) -> Tokenizer:
+    """Read a tokenizer that was made here, or any other for CTC that transformers loads.
+
+    Where nothing says how text is normalised, it is guessed from the characters that have tokens.
+
+    Raises:
+        DistilkitError: no such folder, no tokenizer in it, damaged files, or one that is not for CTC.
+    """
+    from transformers import AutoTokenizer, Wav2Vec2CTCTokenizer
+
+    if not folder.is_dir():
+        raise DistilkitError(f"no tokenizer in `{folder}`: no such folder", HINT)
+    if not any((folder / name).is_file() for name in FILES):
+        raise DistilkitError(f"no tokenizer in `{folder}`: none of {', '.join(FILES)}", HINT)
+    try:
+        stock = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+        problem = _problem(stock)
+    except Exception as error:  # transformers and its parsers raise what they like
+        said = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise DistilkitError(f"no tokenizer in `{folder}`: {said}", HINT) from error
+    if problem:
+        raise DistilkitError(f"the tokenizer in `{folder}` is not for CTC: {problem}", HINT)
+    if isinstance(stock, Wav2Vec2CTCTokenizer):
+        stock.do_lower_case = False  # it would write upper case and read lower case
+    path, model = folder / TEXT_FILE, folder / MODEL_FILE
+    try:
+        text = _guessed(stock)
+        if path.is_file():
+            text = config.Text.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        said = " ".join(str(error).partition(" [type=")[0].split())
+        raise DistilkitError(f"`{path}` is damaged: {said}", HINT) from error
+    return Tokenizer(stock=stock, text=text, model=model.read_bytes() if model.is_file() else None)
+
+
+def _problem(stock: Any) -> str | None:
+    """Why a tokenizer cannot serve for CTC, if it cannot."""
+    if stock.pad_token_id is None:
+        return "it has no padding token, CTC's blank"
+    ids = sorted(stock.get_vocab().values())
+    if ids != list(range(len(stock))):
+        return "its tokens are not numbered from 0 without gaps"
+    token = next((x for x in ids if x not in stock.all_special_ids), None)
+    if token is None:
+        return "it has no tokens"
+    if (
+        len({stock.decode(path) for path in ([token], [token] * 2, [token, stock.pad_token_id])})
+        > 1
+    ):
+        return "it does not join repeats and drop blanks"
+    return None
+
+
+def _guessed(stock: Any) -> config.Text:
+    """How text is written for a tokenizer that does not say so: by the characters that it has."""
+    letters = [name for name in stock.get_vocab() if len(name) == 1]
+    upper = any(letter != letter.lower() for letter in letters)
+    lower = any(letter != letter.upper() for letter in letters)
+    case: config.Case = "keep" if upper and lower else "upper" if upper else "lower"
+    return config.Text(case=case, punctuation="keep" if set(letters) & set(".,?!") else "remove")
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """A digest of the tokens in their order, the blank, and how text is normalised."""
+    content = [tokenizer.tokens, tokenizer.blank, tokenizer.text.model_dump()]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

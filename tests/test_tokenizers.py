@@ -1,0 +1,680 @@
+"""Tokenizers: no character is lost, paths of frames become the text again, stock transformers agrees."""
+
+import csv
+import json
+import random
+import re
+import subprocess
+import sys
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import sentencepiece
+
+from distilkit import cli, config, tokenizers
+from distilkit.cli import tokenizer as command
+from distilkit.config import Text
+from distilkit.errors import DistilkitError
+from distilkit.tokenizers import KINDS, Tokenizer, normalise, train
+
+LINES = [
+    "The bookkeeper's aardvark wheezed: all good, 12 bees!",
+    "It\u2019s a well-known tree; see the queen's bee.",
+    "Fährt Herr Weiß die Straße hinauf?",
+    "No llama sees less grass than Zoë",
+    "the bee keeps the tree, the tree keeps the bee",
+    "see see see three bees see three trees",
+] * 3
+AS_IS = Text(form="NFC", case="keep", punctuation="keep")
+KIND = pytest.mark.parametrize("kind", KINDS)
+
+
+def made(
+    kind: str, lines: list[str] = LINES, text: Text | None = None, size: Any = "auto"
+) -> Tokenizer:
+    settings = config.Tokenizer(kind=kind, size=size)  # type: ignore[arg-type]
+    return train(lines, settings, text or Text())
+
+
+def path_of(ids: list[int], seed: int, blank: int = 0) -> list[int]:
+    """A path of frames that says these tokens: repeats, and blanks where they may or must be."""
+    draw = random.Random(seed)
+    frames = [blank] * draw.randint(0, 2)
+    for token, following in zip(ids, [*ids[1:], None], strict=True):
+        frames += [token] * draw.randint(1, 3)
+        if token == following or draw.random() < 0.3:
+            frames += [blank] * draw.randint(1, 3)
+    return frames
+
+
+# --------------------------------------------------------------------------------- normalisation
+
+
+def spelled(language: str = "en", **more: Any) -> Text:
+    return Text(digits="spell", language=language, **more)
+
+
+NORMAL = {
+    "plain": (Text(), "The  Bee's\tKnees!\n", "the bee's knees"),
+    "typographic apostrophes": (Text(), "it\u2019s o\u2018clock d\u00b4or d`or d\uff07or", "it's o'clock d'or d'or d'or"),
+    "apostrophe outside": (Text(), "'tis the dogs' 'bone'", "tis the dogs bone"),
+    "apostrophe between digits": (Text(), "a'1 1'a", "a'1 1'a"),
+    "apostrophe after a mark": (Text(form="NFD"), "e\u0301'a", "e\u0301'a"),
+    "letter apostrophe": (Text(), "t\u02bc\u00e1\u00e1\u02bc", "t\u02bc\u00e1\u00e1\u02bc"),
+    "inner dots": (Text(), "col\u00b7lecci\u00f3 \u00b7 a", "col\u00b7lecci\u00f3 a"),
+    "hebrew": (Text(), "\u05e6\u05d4\u05f4\u05dc \u05f4\u05dc", "\u05e6\u05d4\u05f4\u05dc \u05dc"),
+    "hyphens": (Text(), "well-known \u2013 non\u2010stop", "well known non stop"),
+    "signs": (Text(), "5 % of $3 & a+b", "5 of 3 a b"),
+    "punctuation kept": (Text(punctuation="keep"), "Well-known: \u201cyes\u201d, 5 %!", "well-known: \u201cyes\u201d, 5 %!"),
+    "combined": (Text(form="NFC"), "Cafe\u0301", "caf\u00e9"),
+    "decomposed": (Text(form="NFD"), "caf\u00e9", "cafe\u0301"),
+    "compatibility": (Text(), "\ufb01ne \uff21\uff22 \u2460", "fine ab 1"),
+    "no compatibility": (Text(form="NFC"), "\ufb01ne", "\ufb01ne"),
+    "a mark on nothing": (Text(), "a \u0301b \u00a8c", "a b c"),
+    "eszett": (Text(), "Stra\u00dfe STRA\u1e9eE", "stra\u00dfe stra\u00dfe"),
+    "eszett upper": (Text(case="upper"), "Stra\u00dfe", "STRASSE"),
+    "turkish elsewhere": (Text(), "\u0130stanbul ILIK", "i\u0307stanbul ilik"),
+    "turkish": (Text(language="tr"), "\u0130stanbul ILIK", "istanbul \u0131l\u0131k"),
+    "turkish decomposed": (Text(language="tr", form="NFD"), "\u0130stanbul", "istanbul"),
+    "turkish upper": (Text(language="tr", case="upper"), "istanbul \u0131l\u0131k", "\u0130STANBUL ILIK"),
+    "greek": (Text(), "\u039f\u0394\u039f\u03a3", "\u03bf\u03b4\u03bf\u03c2"),
+    "hindi": (Text(), "\u0939\u093f\u0902\u0926\u0940, \u092d\u093e\u0937\u093e\u0964", "\u0939\u093f\u0902\u0926\u0940 \u092d\u093e\u0937\u093e"),
+    "hindi joiner": (Text(), "\u0915\u094d\u200d\u0937", "\u0915\u094d\u200d\u0937"),
+    "hindi non-joiner": (Text(), "\u0915\u094d\u200c\u0937", "\u0915\u094d\u200c\u0937"),
+    "malayalam joiner ends a word": (Text(), "\u0d05\u0d35\u0d28\u0d4d\u200d.", "\u0d05\u0d35\u0d28\u0d4d\u200d"),
+    "persian": (Text(), "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"),
+    "persian, twice typed": (Text(), "\u0645\u06cc\u200c\u200c\u062e", "\u0645\u06cc\u200c\u062e"),
+    "persian, at the end": (Text(), "\u0645\u06cc\u200c \u062e", "\u0645\u06cc \u062e"),
+    "joiner in latin": (Text(), "auf\u200clage a\u200db", "auflage ab"),
+    "arabic": (Text(), "\u0645\u064e\u0631\u0652\u062d\u064e\u0628\u064b\u0627\u060c \u0644\u0627\u061f", "\u0645\u064e\u0631\u0652\u062d\u064e\u0628\u064b\u0627 \u0644\u0627"),
+    "chinese": (Text(), "\u4f60\u597d\uff0c\u4e16\u754c\u3002", "\u4f60\u597d \u4e16\u754c"),
+    "emoji": (Text(), "so \U0001f469\u200d\U0001f52c \u2764\ufe0f 1\ufe0f\u20e3 \U0001f44d\U0001f3fd nice", "so 1 nice"),
+    "emoji kept": (AS_IS, "so \u2764\ufe0f \U0001f600", "so \u2764 \U0001f600"),
+    "hidden": (Text(), "\ufeffco\u00adop\u2060er\u200eate\x00", "cooperate"),
+    "zero-width space": (Text(), "\u0e44\u0e17\u0e22\u200b\u0e14\u0e35", "\u0e44\u0e17\u0e22 \u0e14\u0e35"),
+    "spaces": (Text(), "a\u00a0b\u2028c\u3000d", "a b c d"),
+    "half a pair": (AS_IS, "a\ud83db", "a\ufffdb"),
+    "reserved": (AS_IS, "a|b\u2581c\u2585d <pad> <UNK> <s>x</s>", "a b c d pad UNK s x s"),
+    "reserved, wide": (Text(punctuation="keep"), "a\uff5cb", "a b"),
+    "reserved in reserved": (AS_IS, "<<pad>pad>", "< pad pad>"),
+    "numbers": (spelled(), "3.5 and 1,000 and 007", "three point five and one thousand and zero zero seven"),
+    "ordinals": (spelled(), "the 4th and 21ST", "the fourth and twenty first"),
+    "ordinals elsewhere": (spelled("de"), "4th", "vier th"),
+    "german": (spelled("de"), "1.000,5 und 3.5", "eintausend komma f\u00fcnf und drei komma f\u00fcnf"),
+    "decimals one by one": (spelled(), "3.140", "three point one four zero"),
+    "several": (spelled(), "1.2.34", "one two thirty four"),
+    "beside letters": (spelled(), "B2B", "b two b"),
+    "long": (spelled(), "1234567890", "one two three four five six seven eight nine zero"),
+    "spelled, punctuation kept": (spelled(punctuation="keep"), "42, 1,001", "forty-two, one thousand and one"),
+    "other digits": (spelled(), "\u0663", "three"),
+    "country": (spelled("pt-BR"), "2", "dois"),
+    "country that num2words does not tell apart": (spelled("de_AT"), "2", "zwei"),
+    "digits kept": (Text(), "3.5 007", "3 5 007"),
+    "nothing": (Text(), "... !", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NORMAL)
+def test_text_is_normalised(name: str) -> None:
+    settings, text, wanted = NORMAL[name]
+    assert normalise(text, settings) == wanted
+    assert normalise(wanted, settings) == wanted
+
+
+def odd_texts(count: int, seed: int) -> list[str]:
+    """Short texts of the characters that are most likely to meddle with one another, and of any."""
+    draw = random.Random(seed)
+    likely = (
+        "aIi\u0130\u0131\u00df'\u2019\u00b4\u00b7  -<>|\u2581\u2585.,129\u0301\u0307\u0338\u0345\u200b\u200c"
+        "\u200d\u200e\u00ad\ufe0f\u20e3\u094d\u0915\u0937\u093e\u0645\u06cc\u05f3\u1100\u1161\ufb01\ua7aa\u1fe2"
+        "\u03a3\u0149=+`\u00bd\u00b2\u00a8\ufefb\ud800\U0001f600"
+    )
+    signs = [chr(code) for code in range(0x3000) if unicodedata.category(chr(code)) != "Cn"]
+    return [
+        "".join(draw.choices(likely if draw.random() < 0.7 else signs, k=draw.randint(1, 12)))
+        for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("form", get_args(config.UnicodeForm))
+@pytest.mark.parametrize("case", get_args(config.Case))
+def test_twice_is_once(form: config.UnicodeForm, case: config.Case) -> None:
+    for punctuation in get_args(config.Punctuation):
+        for language, digits in (("en", "keep"), ("tr", "keep"), ("de", "spell")):
+            settings = Text(
+                form=form, case=case, punctuation=punctuation, language=language, digits=digits
+            )
+            for text in odd_texts(1200, 1):
+                once = normalise(text, settings)
+                assert normalise(once, settings) == once, ascii(text)
+
+
+def test_every_language_of_num2words_reads_numbers() -> None:
+    from num2words import CONVERTER_CLASSES
+
+    assert len(CONVERTER_CLASSES) > 50
+    for language in sorted(set(CONVERTER_CLASSES) - {"am"}):
+        three, five = (normalise(digit, spelled(language)) for digit in "35")
+        read = normalise("3.5", spelled(language))
+        assert re.fullmatch(rf"{three} [^\W\d].*\S {five}|{three} \S {five}", read), language
+        assert not re.search(r"\d", normalise("1999 0,07 123.456.789 12345678", spelled(language)))
+
+
+@pytest.mark.parametrize("language", ["est", "estonian", "am", "xx", ""])
+def test_a_language_that_has_no_number_words(language: str) -> None:
+    """`estonian` begins like `es`, and in Amharic num2words runs for ever."""
+    with pytest.raises(DistilkitError, match=rf"in the language `{language}`$") as caught:
+        normalise("7", spelled(language))
+    assert re.match(r"--digits keep, or a --language of ar, az, .*, vi$", str(caught.value.hint))
+    assert normalise("no digits", Text(language=language)) == "no digits"
+
+
+def test_without_num2words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "num2words", None)
+    tokenizers._spelling.cache_clear()
+    with pytest.raises(DistilkitError, match="spelling digits needs num2words") as caught:
+        normalise("7", spelled())
+    assert caught.value.hint == "pip install 'distilkit[digits]'"
+    assert normalise("7", Text()) == "7"
+
+
+# ------------------------------------------------------------------------------------ tokenizers
+
+
+@KIND
+def test_text_through_tokens_and_back(kind: str) -> None:
+    tokenizer = made(kind)
+    for place, line in enumerate(LINES):
+        text = tokenizer.normalise(line)
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids, frames=False) == text
+        assert {tokenizer.blank, 1} & set(ids) == set()
+        for seed in range(4):
+            assert tokenizer.decode(path_of(ids, seed + 10 * place)) == text
+
+
+@KIND
+def test_a_path_in_detail(kind: str) -> None:
+    tokenizer = made(kind, ["al la lal", "a l"], size=5 if kind != "char" else "auto")
+    space, a, letter = (
+        tokenizer.tokens.index(x) for x in ("|" if kind == "char" else "▁", "a", "l")
+    )
+    blank = tokenizer.blank
+    assert tokenizer.decode([a, letter, letter, blank, letter, a, a]) == "alla"
+    assert tokenizer.decode([a, letter, letter, letter, a]) == "ala"
+    assert tokenizer.decode([a, a, space, space, blank, space, letter]) == "a l"
+    assert tokenizer.decode([blank, blank]) == tokenizer.decode([]) == ""
+    assert tokenizer.decode([a, a], frames=False) == "aa"
+
+
+@KIND
+def test_blank_and_special_tokens(kind: str) -> None:
+    tokenizer = made(kind)
+    assert tokenizer.blank == 0
+    assert tokenizer.tokens[:2] == ["<pad>", "<unk>"]
+    assert {"<s>", "</s>"} & set(tokenizer.tokens) == set()
+    assert len(tokenizer) == len(tokenizer.tokens) == len(set(tokenizer.tokens))
+
+
+@KIND
+def test_every_character_has_a_token(kind: str) -> None:
+    """Also rare ones, those of very long lines, and what SentencePiece keeps for itself."""
+    once = [chr(code) for code in range(0xC0, 0x180)]
+    odd = [text for text in odd_texts(300, 2) if normalise(text, AS_IS)]
+    lines = [*odd, " ".join(once), "x" * 100 + " ab" * 3000 + " \u0416", "<pad> | <unk>"]
+    tokenizer = made(kind, lines, AS_IS)
+    for line in lines:
+        text = tokenizer.normalise(line)
+        assert set(text) <= tokenizer.characters
+        assert tokenizer.unknown(text) == []
+        ids = tokenizer.encode(text)
+        assert 1 not in ids
+        assert tokenizer.decode(path_of(ids, 0)) == text, ascii(text)
+
+
+@KIND
+def test_unknown_characters_are_listed(kind: str) -> None:
+    tokenizer = made(kind)
+    text = "the \u0436 bee q\u00f1\u0436 see"
+    assert tokenizer.unknown(text) == ["\u0436", "\u00f1"]
+    ids = tokenizer.encode(text)
+    assert 1 in ids
+    assert tokenizer.decode(ids, frames=False).split()[::2] == ["the", "bee", "see"]
+
+
+@KIND
+def test_signs_of_their_own_in_transcripts_are_harmless(kind: str) -> None:
+    tokenizer = made(kind, ["a|b <pad> c\u2581d", "<unk> <s>e</s>"], AS_IS)
+    assert tokenizer.characters == set(" abcdepnuks")
+    assert len([x for x in tokenizer.tokens if "|" in x]) == (kind == "char")
+    text = tokenizer.normalise("a|b <pad>")
+    assert tokenizer.decode(path_of(tokenizer.encode(text), 1)) == "a b pad"
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_too_many_and_too_few_subwords(kind: str) -> None:
+    with pytest.raises(DistilkitError, match="`--vocab-size 9000` is too large") as caught:
+        made(kind, size=9000)
+    most = int(str(caught.value.hint).removeprefix("--vocab-size "))
+    assert str(most) in caught.value.problem
+    assert len(made(kind, size=most)) == most
+    with pytest.raises(DistilkitError, match=f"`--vocab-size {most + 1}` is too large"):
+        made(kind, size=most + 1)
+    with pytest.raises(DistilkitError, match="`--vocab-size 8` is too small") as caught:
+        made(kind, size=8)
+    least = int(str(caught.value.hint).removeprefix("--vocab-size "))
+    assert len(made(kind, size=least)) == least
+    with pytest.raises(DistilkitError, match=f"`--vocab-size {least - 1}` is too small"):
+        made(kind, size=least - 1)
+
+
+@pytest.mark.parametrize("size", [4, 9000])
+def test_characters_have_one_size(size: int) -> None:
+    with pytest.raises(DistilkitError, match=f"`--vocab-size {size}` does not fit") as caught:
+        made("char", size=size)
+    fits = int(re.findall(r"--vocab-size (\d+)", str(caught.value.hint))[0])
+    assert len(made("char", size=fits)) == len(made("char")) == fits
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_how_many_subwords_there_are_by_default(kind: str) -> None:
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefgh", k=draw.randint(2, 7))) for _ in range(400)]
+    lines = [" ".join(draw.choices(words, k=10)) for _ in range(300)]
+    assert len(made(kind, lines)) == 3000 // tokenizers.WORDS
+    assert len(made(kind, ["ab ba"])) == 5
+    assert len(made(kind, ["aaa"] * 5000)) < 10  # less than 100: the text gives no more
+
+
+@KIND
+def test_no_text(kind: str) -> None:
+    for lines in ([], [""], ["...", "\u200b!"]):
+        with pytest.raises(DistilkitError, match="the transcripts hold no text") as caught:
+            made(kind, lines)
+        assert caught.value.hint == "other transcripts, or --punctuation keep"
+    assert made(kind, ["..."], AS_IS).characters == set(" .")
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_subwords_are_those_of_sentencepiece(kind: str) -> None:
+    draw = random.Random(5)
+    parts = ["".join(draw.choices("aeioubcdst", k=draw.randint(1, 4))) for _ in range(60)]
+    words = ["".join(draw.choices(parts, k=draw.randint(1, 4))) for _ in range(300)]
+    lines = LINES + [" ".join(draw.choices(words, k=8)) for _ in range(200)]
+    tokenizer = made(kind, lines, size=200)
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
+    assert [pieces.id_to_piece(i) for i in range(pieces.get_piece_size())] == tokenizer.tokens
+    for line in lines:
+        text = tokenizer.normalise(line)
+        assert tokenizer.encode(text) == pieces.encode(text)
+
+
+def real_transcripts(shared: Path) -> list[str]:
+    lines = []
+    for table in sorted((shared / "speech").glob("*/metadata.csv")):
+        with table.open(encoding="utf-8", newline="") as file:
+            lines += [row.get("transcription") or "" for row in csv.DictReader(file)]
+    return sorted({line for line in lines if line.strip()})
+
+
+@pytest.mark.parametrize("size", [100, 400])
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_subwords_are_those_of_sentencepiece_on_real_text(
+    shared: Path, kind: str, size: int
+) -> None:
+    lines = real_transcripts(shared)
+    assert len(lines) > 700
+    tokenizer = made(kind, lines, size=size)
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
+    for place, line in enumerate(lines):
+        text = tokenizer.normalise(line)
+        ids = tokenizer.encode(text)
+        assert ids == pieces.encode(text), text
+        assert tokenizer.decode(path_of(ids, place)) == text
+
+
+# ----------------------------------------------------------------------------------------- files
+
+SHIPPED = {
+    "char": {"vocab.json"},
+    "unigram": {"tokenizer.json", "tokenizer.model"},
+    "bpe": {"tokenizer.json", "tokenizer.model"},
+}
+COMMON = {"preprocessor_config.json", "processor_config.json", "text.json", "tokenizer_config.json"}
+
+
+@KIND
+def test_saved_and_loaded(kind: str, tmp_path: Path) -> None:
+    text = Text(case="upper", punctuation="keep", language="tr")
+    tokenizer = made(kind, text=text)
+    for name in "ab":
+        tokenizers.save(made(kind, text=text), tmp_path / name)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    assert set(files) == COMMON | SHIPPED[kind]
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()}
+    assert not any(str(tmp_path).encode() in content for content in files.values())
+    again = tokenizers.load(tmp_path / "a")
+    assert again.tokens == tokenizer.tokens
+    assert again.text == text
+    assert again.model == tokenizer.model
+    assert tokenizers.fingerprint(again) == tokenizers.fingerprint(tokenizer)
+    for line in LINES:
+        ids = again.encode(again.normalise(line))
+        assert ids == tokenizer.encode(tokenizer.normalise(line))
+        assert again.decode(path_of(ids, 3)) == tokenizer.normalise(line)
+    tokenizers.save(again, tmp_path / "c")
+    assert tokenizers.fingerprint(tokenizers.load(tmp_path / "c")) == tokenizers.fingerprint(again)
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_how_the_model_hears_waveforms(normalised: bool, tmp_path: Path) -> None:
+    tokenizers.save(made("char"), tmp_path, normalised)
+    said = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert said["do_normalize"] is said["return_attention_mask"] is normalised
+    assert said["sampling_rate"] == 16_000
+
+
+STOCK = """
+import json, sys
+sys.modules["distilkit"] = None  # whoever imports it now fails
+from transformers import AutoProcessor, AutoTokenizer, Wav2Vec2Processor
+said = {}
+for kind, (folder, texts, paths) in json.load(sys.stdin).items():
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    processor = AutoProcessor.from_pretrained(folder)
+    again = Wav2Vec2Processor(processor.feature_extractor, tokenizer)
+    said[kind] = {
+        "types": [type(tokenizer).__name__, type(processor).__name__],
+        "size": len(tokenizer),
+        "blank": tokenizer.pad_token_id,
+        "rate": processor.feature_extractor.sampling_rate,
+        "ids": [tokenizer(text)["input_ids"] for text in texts],
+        "texts": [one.batch_decode(paths) for one in (tokenizer, processor, again)],
+    }
+json.dump(said, sys.stdout)
+"""
+
+
+def test_stock_transformers_alone_says_the_same(tmp_path: Path) -> None:
+    asked, wanted = {}, {}
+    for kind in KINDS:
+        tokenizer = made(kind, text=AS_IS)
+        tokenizers.save(tokenizer, tmp_path / kind)
+        texts = [tokenizer.normalise(line) for line in LINES]
+        ids = [tokenizer.encode(text) for text in texts]
+        paths = [path_of(line, place) for place, line in enumerate(ids)]
+        asked[kind] = [str(tmp_path / kind), texts, paths]
+        stock = "Wav2Vec2CTCTokenizer" if kind == "char" else "ParakeetTokenizer"
+        wanted[kind] = {
+            "types": [stock, "Wav2Vec2Processor"],
+            "size": len(tokenizer),
+            "blank": 0,
+            "rate": 16_000,
+            "ids": ids,
+            "texts": [texts] * 3,
+        }
+    done = subprocess.run(
+        [sys.executable, "-c", STOCK],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    assert json.loads(done.stdout) == wanted
+
+
+def test_the_fingerprint_tells_tokenizers_apart() -> None:
+    tokenizer = made("char")
+    others = [
+        made("char", LINES[:3]),
+        made("bpe"),
+        made("char", text=Text(language="de")),
+        Tokenizer(stock=tokenizers._stock_characters(tokenizer.tokens[:3] + tokenizer.tokens[:2:-1]), text=Text()),
+    ]  # fmt: skip
+    found = [tokenizers.fingerprint(one) for one in [tokenizer, *others]]
+    assert len(set(found)) == 5
+    assert len(others[3]) == len(tokenizer)
+    assert found[0] == tokenizers.fingerprint(made("char"))
+    assert all(re.fullmatch("[0-9a-f]{64}", one) for one in found)
+
+
+LETTERS = {letter: place for place, letter in enumerate("ETAONIHSRDLUMWCFGYPBVK'XJQZ", start=5)}
+VOCABULARY = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "|": 4, **LETTERS}
+NAMES = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+CLASS = {"tokenizer_class": "Wav2Vec2CTCTokenizer"}
+
+
+def folder_of(folder: Path, **files: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name, content in files.items():
+        text = content if isinstance(content, str) else json.dumps(content)
+        (folder / f"{name}.json").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("lower", [False, True])
+def test_the_tokenizer_of_a_published_model(lower: bool, tmp_path: Path) -> None:
+    """As facebook/wav2vec2-base-960h has it; with do_lower_case it would read lower case."""
+    settings = {**NAMES, "do_lower_case": lower}
+    model = {"model_type": "wav2vec2"}
+    folder = folder_of(tmp_path / "it", vocab=VOCABULARY, tokenizer_config=settings, config=model)
+    tokenizer = tokenizers.load(folder)
+    assert (len(tokenizer), tokenizer.blank) == (32, 0)
+    assert tokenizer.tokens == list(VOCABULARY)
+    assert tokenizer.text == Text(case="upper")
+    assert tokenizer.characters == {" ", *LETTERS}
+    text = tokenizer.normalise("It\u2019s all good, 3 bees \u00f6")
+    assert text == "IT'S ALL GOOD 3 BEES \u00d6"
+    assert tokenizer.unknown(text) == ["3", "\u00d6"]
+    known = "IT'S ALL GOOD BEES"
+    ids = tokenizer.encode(known)
+    assert ids[:4] == [VOCABULARY[x] for x in "IT'S"]
+    assert tokenizer.decode(path_of(ids, 1)) == known
+    tokenizers.save(tokenizer, tmp_path / "again")
+    again = tokenizers.load(tmp_path / "again")
+    assert tokenizers.fingerprint(again) == tokenizers.fingerprint(tokenizer)
+    assert again.decode(path_of(again.encode(known), 2)) == known
+
+
+def test_a_blank_that_is_not_the_first_token(tmp_path: Path) -> None:
+    vocabulary = {"|": 0, "a": 1, "b": 2, ".": 3, "A": 4, "[UNK]": 5, "[PAD]": 6}
+    names = {"unk_token": "[UNK]", "pad_token": "[PAD]", "bos_token": None, "eos_token": None}
+    folder = folder_of(tmp_path, vocab=vocabulary, tokenizer_config={**names, **CLASS})
+    tokenizer = tokenizers.load(folder)
+    assert (len(tokenizer), tokenizer.blank) == (7, 6)
+    assert tokenizer.text == Text(case="keep", punctuation="keep")
+    assert tokenizer.decode(path_of(tokenizer.encode("Aa bb."), 1, blank=6)) == "Aa bb."
+
+
+def plain_fast(folder: Path) -> None:
+    tokenizers.save(made("bpe"), folder)
+    told = json.loads((folder / "tokenizer_config.json").read_text())
+    told["tokenizer_class"] = "PreTrainedTokenizerFast"
+    folder_of(folder, tokenizer_config=told)
+
+
+def own_code(folder: Path) -> None:
+    auto = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    folder_of(folder, vocab=VOCABULARY, tokenizer_config={**NAMES, **auto})
+    (folder / "own.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\nclass Own: pass\n")
+
+
+def odd_text(content: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        tokenizers.save(made("char"), folder)
+        (folder / "text.json").write_bytes(content.encode("latin-1"))
+
+    return write
+
+
+def vocabulary(content: Any, **changes: Any) -> Callable[[Path], None]:
+    settings = {**NAMES, **CLASS, **changes}
+    return lambda folder: void(folder_of(folder, vocab=content, tokenizer_config=settings))
+
+
+def void(_: object) -> None:
+    pass
+
+
+NONE = "no tokenizer in `{}`: "
+NOT = "the tokenizer in `{}` is not for CTC: "
+DAMAGED = "`{}/text.json` is damaged: "
+REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
+    "empty": (void, NONE + "none of tokenizer_config.json, tokenizer.json, vocab.json"),
+    "missing": (Path.rmdir, NONE + "no such folder"),
+    "broken": (vocabulary("{"), NONE + "Expecting property name"),
+    "no table": (vocabulary(["a"]), NONE),
+    "no numbers": (vocabulary({"<pad>": "x", "a": "0"}), NONE),
+    "gaps": (vocabulary({**VOCABULARY, "Z": 99}), NOT + "its tokens are not numbered from 0"),
+    "no blank": (vocabulary(VOCABULARY, pad_token=None), NOT + "it has no padding token"),
+    "no tokens": (vocabulary({"<pad>": 0, "<unk>": 1, "<s>": 2, "</s>": 3, "|": 4}), NOT + "it has no tokens"),
+    "plain": (plain_fast, NOT + "it does not join repeats and drop blanks"),
+    "code": (own_code, NONE),
+    "text": (odd_text('{"case": "Lower"}'), DAMAGED + "1 validation error for Text case Input should be"),
+    "text, half": (odd_text('{"case":'), DAMAGED),
+    "text, bytes": (odd_text('{"case":\xff}'), DAMAGED),
+    "text, other keys": (odd_text('{"cases": "keep"}'), DAMAGED),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_a_tokenizer(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "it"
+    folder.mkdir()
+    spoil, problem = REFUSED[name]
+    spoil(folder)
+    with pytest.raises(DistilkitError) as caught:
+        tokenizers.load(folder)
+    assert caught.value.problem.startswith(problem.format(folder))
+    assert caught.value.hint == "distilkit tokenizer DATA --out DIR"
+    assert "\n" not in caught.value.problem
+    assert not (folder / "ran").exists()
+
+
+# --------------------------------------------------------------------------------------- command
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Run the command in this process, in a folder that holds `lines.txt`."""
+    (tmp_path / "lines.txt").write_text("\n".join(LINES), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["distilkit", "tokenizer", *arguments])
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return call
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def test_the_command_offers_what_the_settings_know() -> None:
+    for name in ("TokenizerKind", "UnicodeForm", "Case", "Punctuation", "Digits"):
+        assert get_args(getattr(command, name)) == get_args(getattr(config, name))
+    assert set(get_args(config.TokenizerKind)) == set(KINDS)
+
+
+def test_the_command_writes_a_folder(run: Run) -> None:
+    code, out, err = run("lines.txt", "--out", "new/tokens")
+    assert (code, out) == (0, "new/tokens\n")
+    tokenizer = tokenizers.load(Path("new/tokens"))
+    assert tokenizers.fingerprint(tokenizer) == tokenizers.fingerprint(made("char"))
+    rows = {line.split("  ")[0].strip(): line for line in err.splitlines()}
+    words = sum(len(normalise(line, Text()).split()) for line in LINES)
+    assert f"{words} words" in rows["text"]
+    assert "18 lines" in rows["text"]
+    assert "15 lines" in rows["normalised"]
+    assert "NFKC, lower case, punctuation removed, digits kept" in rows["normalised"]
+    assert "`,` 6, `:` 3" in rows["taken away"]
+    assert "'12abdefghiklmnopqrstuvwzßäë" in rows["alphabet"]
+    assert "`1` 3, `2` 3, `m` 3, `q` 3, `v` 3, `ä` U+00E4 3" in rows["rare"]
+    assert str(len(tokenizer)) in rows["tokens"]
+    assert "Fährt Herr Weiß die Straße hinauf?" in err
+    assert "fährt herr weiß die straße hinauf\n" in re.sub(" +\n", "\n", err)
+
+
+def test_the_command_sets_everything(run: Run) -> None:
+    options = "--kind bpe --vocab-size 40 --form NFD --case upper --punctuation keep"
+    code, out, _ = run(
+        "lines.txt",
+        *options.split(),
+        "--digits",
+        "spell",
+        "--language",
+        "de",
+        "--out",
+        "it",
+        "--json",
+    )
+    assert code == 0
+    said = json.loads(out)
+    tokenizer = tokenizers.load(Path("it"))
+    text = Text(form="NFD", case="upper", punctuation="keep", digits="spell", language="de")
+    assert tokenizer.text == text
+    assert type(tokenizer.stock).__name__ == "ParakeetTokenizer"
+    assert said["tokens"] == len(tokenizer) == 40
+    assert said["text"] == text.model_dump()
+    assert said["fingerprint"] == tokenizers.fingerprint(tokenizer)
+    assert (said["output"], said["kind"], said["lines"], said["empty"]) == ("it", "bpe", 18, 0)
+    assert said["gone"] == {}
+    assert (said["changed"], len(said["examples"])) == (18, 1)
+    assert set(said["alphabet"]) | {" "} == tokenizer.characters
+    assert said["words"] == sum(len(normalise(line, text).split()) for line in LINES)
+
+
+def test_the_command_reads_a_column(run: Run, tmp_path: Path) -> None:
+    table = 'file_name,text,heard\na.wav,abc,"xyz"\nb.wav,abc,\nc.wav,abc,zyx\n'
+    (tmp_path / "metadata.csv").write_text(table)
+    code, out, err = run("metadata.csv", "--text-column", "heard", "--out", "it", "--json")
+    assert code == 0
+    said = json.loads(out)
+    assert set(said["alphabet"]) == set("xyz")
+    assert [Path(item["path"]).name for item in said["skipped"]] == ["b.wav"]
+    assert "left out: 1 empty text" in err
+
+
+def test_what_the_terminal_shows_is_harmless(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "odd.txt").write_text("[bold]a\x1b[31mb \u202ec\n...\n", encoding="utf-8")
+    code, _, err = run("odd.txt", "--out", "it")
+    assert code == 0
+    assert "\x1b[31m" not in err
+    assert "[bold]a\ufffd[31mb" in err
+    assert "1 of them without a word" in err
+    code, out, _ = run("odd.txt", "--out", "it2", "--json")
+    assert json.loads(out)["empty"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("lines.txt --out there", "error: `there` already exists\n\nhint: another --out, or remove"),
+        ("lines.txt --out it --vocab-size 900", "error: `--vocab-size 900` does not fit: "),
+        ("lines.txt --out it --kind bpe --vocab-size 9000", "error: `--vocab-size 9000` is too large: "),
+        ("lines.txt --out it --digits spell --language xx", "error: digits cannot be spelled"),
+        ("lines --out it", "error: no such file or folder: `lines`"),
+        ("dots.txt --out it", "error: the transcripts hold no text once they are normalised\n"),
+    ],
+)  # fmt: skip
+def test_the_command_refuses(arguments: str, said: str, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "dots.txt").write_text("...\n")
+    before = sorted(tmp_path.iterdir())
+    code, out, err = run(*arguments.split())
+    assert (code, out) == (1, "")
+    assert err.startswith(said)
+    assert sorted(tmp_path.iterdir()) == before
