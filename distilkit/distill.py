@@ -309,7 +309,7 @@ def _run_for(audio: Sequence[str | Path], out: Path | None, resume: bool) -> Run
     if out is not None:
         return Run(out)
     if resume:
-        newest = newest_run(Path("runs"), finished=False)
+        newest = newest_run(Path("runs"), finished=False, kind="distill")
         if newest is None:
             raise DistilkitError("no unfinished run under `runs`", "distilkit distill AUDIO")
         return newest

@@ -13,12 +13,19 @@ from huggingface_hub.errors import (
 )
 
 from distilkit.errors import DistilkitError, did_you_mean
-from distilkit.runs import newest_run
+from distilkit.runs import Run, newest_run
 
 BUILT_IN = {"tiny": Path(__file__).parent / "assets" / "tiny"}  # models inside the package
 DEFAULT_TEACHER = "facebook/hubert-base-ls960"
 DEFAULT_MODEL = "ntu-spml/distilhubert"
-FILES = ["*.json", "model*.safetensors", "heads.safetensors", "pytorch_model*.bin", "README.md"]
+FILES = [
+    "*.json",
+    "model*.safetensors",
+    "heads.safetensors",
+    "pytorch_model*.bin",
+    "README.md",
+    "tokenizer.model",
+]
 WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -64,11 +71,14 @@ def split(name: str) -> tuple[str, str | None]:
 def _local(name: str, path: Path) -> Path | None:
     """The path, or None where only the hub can have the name."""
     if (path / "run.json").is_file():
-        if not (path / "student").is_dir():
+        run = Run(path)
+        if run.result is None:
+            kind = run.read().get("kind", "distill")
+            thing = "student" if kind == "distill" else "model"
             raise DistilkitError(
-                f"run `{name}` has no student yet", f"distilkit distill --resume --out {name}"
+                f"run `{name}` has no {thing} yet", f"distilkit {kind} --resume --out {name}"
             )
-        return path / "student"
+        return run.result
     if path.exists():
         return path
     beside = path.parent
@@ -126,9 +136,24 @@ def download(name: str) -> Path:
 
 def default_model() -> str:
     """The student of the newest finished run under `./runs`, else DistilHuBERT on the hub."""
-    newest = newest_run(Path("runs"), finished=True)
+    newest = newest_run(Path("runs"), finished=True, kind="distill")
     return str(newest.folder / "student") if newest else DEFAULT_MODEL
 
 
 def _whole(folder: Path) -> bool:
     return (folder / "config.json").is_file() and any((folder / name).exists() for name in WEIGHTS)
+
+
+def default_recogniser() -> str:
+    """The recogniser of the newest finished run of fine-tuning under `./runs`.
+
+    Raises:
+        DistilkitError: there is none.
+    """
+    newest = newest_run(Path("runs"), finished=True, kind="finetune-ctc")
+    if newest is None:
+        raise DistilkitError(
+            "no recogniser under `runs`",
+            "--model DIR, or distilkit finetune-ctc DATA --tokenizer DIR",
+        )
+    return str(newest.result)

@@ -1,4 +1,4 @@
-"""Model cards: what a student is, where it comes from, and what was measured."""
+"""Model cards: what a student or a recogniser is, where it comes from, and what was measured."""
 
 import json
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from distilkit import config
 from distilkit.encoder import Encoder
 from distilkit.plan import clock
 from distilkit.students import parameters
+from distilkit.tokenizers import Tokenizer
 
 
 def json_text(value: Any) -> str:
@@ -111,6 +112,123 @@ def card(
         "",
     ]
     return "\n".join(lines)
+
+
+def recogniser_card(
+    *,
+    facts: dict[str, Any],
+    recipe: config.CtcRecipe,
+    tokenizer: Tokenizer,
+    rows: list[dict[str, Any]],
+    best: dict[str, Any] | None,
+) -> str:
+    """The model card of a recogniser, in Markdown with the hub's metadata block.
+
+    Args:
+        facts: what `run.json` says.
+        recipe: the resolved recipe.
+        tokenizer: the recogniser's.
+        rows: the lines of `metrics.jsonl`.
+        best: the line of the validation whose weights these are; None where nothing was held out.
+    """
+    base, size, adapted = facts["base"], facts["parameters"], bool(recipe.lora.rank)
+    mixed = ", trust_remote_code=True" * (recipe.model.layers == "weighted")
+    shares = [
+        f"- Text: {text_text(tokenizer.text)}; {len(tokenizer)} tokens.",
+        f"- Trained: {training_text(recipe)}, {facts['trained'] / 1e6:.2f} M of {size / 1e6:.2f} M "
+        "parameters.",
+        f"- Audio: {clock(facts['train_seconds'])} to train ({_people(facts['train_speakers'])}), "
+        f"{clock(facts['valid_seconds'])} held out ({_people(facts['valid_speakers'])}).",
+        f"- Steps: {rows[-1]['step'] if rows else 0} of {facts['plan']['steps']} in "
+        f"{facts['plan']['precision']} on {facts['plan']['device']}, seed {recipe.train.seed}.",
+        f"- Made with distilkit {facts['distilkit']}, "
+        + ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+        + ".",
+    ]
+    use = [
+        "```python",
+        "from transformers import pipeline",
+        "",
+        f'recognise = pipeline("automatic-speech-recognition", model="model"{mixed})',
+        'recognise({"raw": samples, "sampling_rate": 16_000}, chunk_length_s=30)["text"]',
+        "```",
+    ]
+    measured = ["Nothing was held out, so how it does on other recordings was not measured."]
+    if best is not None:
+        valid = best["valid"]
+        measured = [
+            f"On what was held out, decoded greedily, at step {best['step']} (the best, which these "
+            "weights are from; so this is a little better than on recordings that had no say in the "
+            "choice):",
+            "",
+            "| word error rate | character error rate |",
+            "|---|---|",
+            f"| {valid['wer']:.1%} | {valid['cer']:.1%} |",
+        ]
+    return "\n".join(
+        [
+            "---",
+            "library_name: transformers",
+            "pipeline_tag: automatic-speech-recognition",
+            "tags:",
+            *(f"- {tag}" for tag in ("hubert", "speech", "ctc", "distilkit")),
+            "---",
+            "",
+            f"# A {size / 1e6:.2f} M recogniser on {base['name']}",
+            "",
+            "It writes down what is said in mono 16 kHz audio. Fine-tuned with CTC by distilkit.",
+            "",
+            *(use if not adapted or facts["merge"] else [_ADAPTER]),
+            "",
+            "## How it was made",
+            "",
+            f"- Encoder: `{base['name']}` (format {base['format']}), head: {facts['head']}.",
+            *(f"- Encoder: {note}." for note in base["notes"]),
+            *shares,
+            "",
+            "## What was measured",
+            "",
+            *measured,
+            "",
+            "## Licence",
+            "",
+            "The encoder's licence and the rights in the recordings and texts decide what may be done "
+            "with this model; distilkit adds no terms of its own.",
+            "",
+        ]
+    )
+
+
+_ADAPTER = (
+    "This is a low-rank adapter (peft) and a head, to be put on the model that base.json names: "
+    "`distilkit transcribe FILE --model` with this folder does so."
+)
+
+
+def _people(count: int) -> str:
+    return f"{count} speakers" if count else "speakers not known"
+
+
+def text_text(settings: config.Text) -> str:
+    """One line on how text is written."""
+    parts = [settings.form, f"{settings.case} case" if settings.case != "keep" else "case kept"]
+    parts.append(
+        f"punctuation {settings.punctuation.removesuffix('e')}ed".replace("keeped", "kept")
+    )
+    parts.append("digits spelled" if settings.digits == "spell" else "digits kept")
+    return ", ".join(parts)
+
+
+def training_text(recipe: config.CtcRecipe) -> str:
+    """One line on which weights are trained."""
+    lora, train = recipe.lora, recipe.train
+    if lora.rank:
+        return f"adapters of rank {lora.rank} (LoRA) and the head"
+    front = " but the conv front end" if train.freeze_front_end else ""
+    head = f", the head alone for {train.head_fraction:.0%} of the steps" * bool(
+        train.head_fraction
+    )
+    return f"all weights{front}{head}"
 
 
 def objective_text(settings: config.Objective) -> str:

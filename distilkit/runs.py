@@ -8,7 +8,9 @@
     speed.jsonl        the clock: seconds and memory per step
     checkpoints/       the newest state to resume from
     heads.safetensors  the prediction heads, at the end
+    best.safetensors   a recogniser's weights where it did best on what is held out, so far
     student/           the student as a Hugging Face folder, at the end
+    model/, adapter/   a recogniser, or what LoRA adds to the model it began with, at the end
 
 Every file is written beside its place and moved there whole; nothing is pickled.
 """
@@ -27,6 +29,7 @@ from distilkit.errors import DistilkitError
 if TYPE_CHECKING:
     from torch import Tensor
 
+RESULTS = ("student", "model", "adapter")
 CHECKPOINT_STATE = "state.json"
 CHECKPOINT_TENSORS = "tensors.safetensors"
 
@@ -96,8 +99,14 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the student was written."""
-        return (self.folder / "student").is_dir()
+        """Whether the student or the recogniser was written."""
+        return self.result is not None
+
+    @property
+    def result(self) -> Path | None:
+        """The folder of the student or the recogniser, once it is there."""
+        found = (self.folder / name for name in RESULTS)
+        return next((folder for folder in found if folder.is_dir()), None)
 
     def create(self, files: Mapping[str, str | bytes]) -> None:
         """Make the run folder with its first files, whole.
@@ -119,6 +128,7 @@ class Run:
             (beside / "checkpoints").mkdir(parents=True)
             for name, content in files.items():
                 data = content.encode() if isinstance(content, str) else content
+                (beside / name).parent.mkdir(exist_ok=True)
                 (beside / name).write_bytes(data)
 
     def check_free(self) -> None:
@@ -239,11 +249,24 @@ class Run:
         return sorted((self.folder / "checkpoints").glob("step-*"))
 
 
-def newest_run(root: Path, *, finished: bool) -> Run | None:
-    """Of the finished, or the unfinished, runs under `root` the one that was begun last, if any."""
+def newest_run(root: Path, *, finished: bool, kind: str) -> Run | None:
+    """Of the finished, or the unfinished, runs under `root` the one that was begun last, if any.
+
+    Args:
+        root: the folder that holds runs.
+        finished: which of both.
+        kind: `distill` or `finetune-ctc`.
+    """
     found = [Run(path.parent) for path in root.glob("*/run.json")]
-    found = [run for run in found if run.finished == finished]
+    found = [run for run in found if run.finished == finished and _kind(run) == kind]
     return max(found, key=lambda run: (run.folder / "run.json").stat().st_mtime, default=None)
+
+
+def _kind(run: Run) -> str:
+    try:
+        return str(run.read().get("kind", "distill"))
+    except DistilkitError:  # whoever wants that run is told
+        return "distill"
 
 
 def free_folder(wanted: Path) -> Path:

@@ -1,6 +1,8 @@
 """Fixtures: small random teachers, synthesised speech, and what is shared beside a checkout."""
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when numpy is imported; tests run side by side
@@ -13,7 +15,7 @@ import torch
 import transformers
 from transformers import HubertConfig, HubertModel
 
-from distilkit import config
+from distilkit import cli, config
 from distilkit.encoder import Encoder, exact
 from distilkit.students import save
 
@@ -142,4 +144,84 @@ def quick(*changes: str) -> config.Recipe:
             "objective.layers=[4,8,12]",
             *changes,
         ],
+    )
+
+
+Result = tuple[int, str, str]  # exit status, standard output, standard error
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Run a command in this process, in an empty folder."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["distilkit", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return call
+
+
+SAYINGS = (
+    "a bee sees a tree",
+    "no book keeper knows",
+    "see the bee, keep it",
+    "The tree is tall!",
+)
+
+
+@pytest.fixture(scope="session")
+def transcribed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen clips of 1.2 to 2.7 s with text by four speakers, as an audiofolder."""
+    folder = tmp_path_factory.mktemp("transcribed") / "said"
+    folder.mkdir()
+    rows = ["file_name,transcription,speaker"]
+    for index in range(16):
+        name = f"clip{index:02d}.flac"
+        soundfile.write(folder / name, voice(1.2 + 0.1 * index, index), 16_000, "PCM_16")
+        rows.append(f'{name},"{SAYINGS[index % 4]}",who{index // 4}')
+    (folder / "metadata.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def letters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer of the characters that are said in `transcribed`."""
+    from distilkit import tokenizers
+
+    folder = tmp_path_factory.mktemp("tokenizers") / "letters"
+    folder.mkdir()
+    made = tokenizers.train(SAYINGS, config.Tokenizer(), config.Text())
+    tokenizers.save(made, folder, False)
+    return folder
+
+
+def fine(*changes: str) -> config.CtcRecipe:
+    """The recipe `ctc` made small: a few steps of 6 s, fp32."""
+    return config.load_recipe(
+        "ctc",
+        [
+            "train.precision=fp32",
+            "train.device=cpu",
+            "train.steps=6",
+            "train.validate_every=3",
+            "train.checkpoint_every=2",
+            "train.learning_rate=1e-3",
+            "batches.seconds=6",
+            "batches.micro_seconds=6",
+            "data.valid_fraction=0.25",
+            *changes,
+        ],
+        config.CtcRecipe,
     )

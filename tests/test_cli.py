@@ -13,19 +13,21 @@ import numpy as np
 import pytest
 import soundfile
 import typer
-from conftest import voice
+from conftest import Run, voice
 
 from distilkit import cli
 from distilkit.demo import speech as built_in_speech
-
-Result = tuple[int, str, str]
-Run = Callable[..., Result]
 
 OPTIONS = {
     "distill": {"--teacher", "--student", "--out", "--recipe", "--set", "--steps", "--resume", "--plan", "--seed", "--json"},
     "embed": {"--model", "--layer", "--pool", "--out", "--format", "--json"},
     "layers": {"--model", "--against", "--out", "--minutes", "--json"},
     "units": {"--out", "--model", "--layer", "--clusters", "--codebook", "--normalise", "--minutes", "--seed", "--json"},
+    "finetune-ctc": {"--tokenizer", "--model", "--out", "--recipe", "--lora", "--rank", "--merge", "--set", "--steps", "--text-column", "--resume", "--plan", "--seed", "--json"},
+    "transcribe": {"--model", "--lm", "--beam", "--lm-weight", "--word-bonus", "--timestamps", "--format", "--out"},
+    "evaluate": {"--model", "--against", "--lm", "--beam", "--lm-weight", "--word-bonus", "--text-column", "--out", "--json"},
+    "tokenizer": {"--out", "--kind", "--vocab-size", "--form", "--case", "--punctuation", "--digits", "--language", "--text-column", "--json"},
+    "lm": {"--out", "--order", "--tokenizer", "--text-column", "--json"},
     "convert": {"--out", "--format", "--json"},
     "inspect": {"--json"},
     "demo": {"--out", "--steps", "--json"},
@@ -37,28 +39,6 @@ OPTIONS = {
 QUICK = [
     "--recipe", "smoke", "--steps", "2", "--set", "train.precision=fp32", "--set", "batches.seconds=4",
 ]  # fmt: skip
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Run a command in this process, in an empty folder."""
-    home = tmp_path / "home"
-    home.mkdir()
-    monkeypatch.chdir(home)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["distilkit", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return call
 
 
 def commands(group: object = None, prefix: str = "") -> Iterator[tuple[str, object]]:

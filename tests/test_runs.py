@@ -148,18 +148,18 @@ def test_a_damaged_run_file(tmp_path: Path) -> None:
 
 
 def test_the_newest_run(tmp_path: Path) -> None:
-    assert newest_run(tmp_path, finished=False) is None
+    assert newest_run(tmp_path, finished=False, kind="distill") is None
     for age, name in enumerate(("new", "old")):
         Run(tmp_path / name).create({"run.json": json.dumps({})})
         os.utime(tmp_path / name / "run.json", (1e9 - age, 1e9 - age))
-    begun_last = newest_run(tmp_path, finished=False)
+    begun_last = newest_run(tmp_path, finished=False, kind="distill")
     assert begun_last is not None
     assert begun_last.folder.name == "new"
     (tmp_path / "old" / "student").mkdir()
-    found, finished = newest_run(tmp_path, finished=False), newest_run(tmp_path, finished=True)
+    found, finished = newest_run(tmp_path, finished=False, kind="distill"), newest_run(tmp_path, finished=True, kind="distill")
     assert found is not None
     assert found.folder.name == "new"
     (tmp_path / "new" / "student").mkdir()
-    assert newest_run(tmp_path, finished=False) is None
+    assert newest_run(tmp_path, finished=False, kind="distill") is None
     assert finished is not None
     assert finished.folder.name == "old"

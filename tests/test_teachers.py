@@ -202,7 +202,7 @@ def test_every_kind_of_hubert(tmp_path: Path, kind: str) -> None:
 
 def test_xlarge_fits_its_configuration(tmp_path: Path) -> None:
     HubertConfig(**XLARGE).save_pretrained(tmp_path)
-    shape = huggingface._config(tmp_path)
+    shape = huggingface.configuration(tmp_path)
     teachers._check_frames("xlarge", shape)
     with torch.device("meta"):
         model = exact(HubertModel(shape))

@@ -8,7 +8,22 @@ from typing import NoReturn
 import typer
 
 from distilkit import __version__
-from distilkit.cli import convert, demo, distill, doctor, embed, inspect, layers, recipes, units
+from distilkit.cli import (
+    convert,
+    demo,
+    distill,
+    doctor,
+    embed,
+    evaluate,
+    finetune_ctc,
+    inspect,
+    layers,
+    lm,
+    recipes,
+    tokenizer,
+    transcribe,
+    units,
+)
 from distilkit.errors import DistilkitError
 
 app = typer.Typer(
@@ -44,6 +59,11 @@ app.command("distill")(distill.distill)
 app.command("embed")(embed.embed)
 app.command("layers")(layers.layers)
 app.command("units")(units.units)
+app.command("finetune-ctc")(finetune_ctc.finetune_ctc)
+app.command("tokenizer")(tokenizer.tokenizer)
+app.command("transcribe")(transcribe.transcribe)
+app.command("evaluate")(evaluate.evaluate)
+app.command("lm")(lm.lm)
 app.command("convert")(convert.convert)
 app.command("inspect")(inspect.inspect)
 app.command("demo")(demo.demo)

@@ -5,10 +5,11 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -24,6 +25,9 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from distilkit.data import Skipped
 
 LEADER = os.environ.get("RANK", "0") == "0"  # of several processes, the one that speaks
 errors = Console(stderr=True, quiet=not LEADER)  # progress and logs; results go to stdout
@@ -109,6 +113,17 @@ def show(made: Table, *, to_result: bool = False) -> None:
     if not console.is_terminal:
         console = Console(file=console.file, width=200)
     console.print(made)
+
+
+def left_out(skipped: "Sequence[Skipped]", where: str, shown: int = 8) -> None:
+    """Say what is not used: how much of each kind, and the first ones with their reasons."""
+    if not skipped:
+        return
+    counts = Counter(item.kind for item in skipped)
+    said = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    say(f"left out: {said}" + (f" ({where})" if where else ""))
+    for item in [item for item in skipped if item.kind != "not audio"][:shown]:
+        say(f"  {item.path}: {item.reason}")
 
 
 class Stop:

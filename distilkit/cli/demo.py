@@ -49,8 +49,8 @@ def demo(
         recipe=load_recipe("demo", [f"train.steps={steps}"] if steps else []),
         track=console.track,
     )
-    command._announce(job)
-    command._run(job)
+    command.announce(job)
+    command.follow(job)
     student, _ = teachers.load(str(out / "run"))
     teacher, _ = teachers.load("tiny")
     console.say("asking both what they hear ...")

@@ -1,6 +1,5 @@
 """`distilkit distill`."""
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,7 +7,6 @@ import typer
 
 if TYPE_CHECKING:
     from distilkit.distill import Job
-    from distilkit.loop import Step
 
 
 def distill(
@@ -73,7 +71,7 @@ def distill(
     there = resume and (
         (out / "run.json").is_file()
         if out
-        else newest_run(Path("runs"), finished=False) is not None
+        else newest_run(Path("runs"), finished=False, kind="distill") is not None
     )
     if there and changes:
         raise DistilkitError(
@@ -91,7 +89,9 @@ def distill(
             if name and name != "none":
                 locate(name)  # before the imports that take seconds
 
-    from distilkit.distill import prepare
+    from distilkit.cli import course
+    from distilkit.distill import disk_bytes, measure, prepare
+    from distilkit.plan import clock
 
     job = prepare(
         audio or [],
@@ -102,14 +102,35 @@ def distill(
         resume=resume,
         track=console.track,
     )
-    _announce(job)
+    announce(job)
     if plan:
-        _plan(job, json)
+        console.say("measuring a few steps ...")
+        course.show_plan(job, measure(job), disk_bytes(job), json)
         return
-    _train(job, json)
+    seconds = follow(job)
+    made = job.run.folder / "student"
+    if json:
+        rows = [row["valid"] for row in job.run.rows("metrics.jsonl") if "valid" in row]
+        console.document(
+            {"student": str(made), "steps": job.plan.steps, "valid": rows[-1] if rows else None}
+        )
+        return
+    console.say(f"done in {clock(seconds)}")
+    console.result(f"{made}")
 
 
-def _announce(job: "Job") -> None:
+def follow(job: "Job") -> float:
+    """Train to the end, showing how it goes, and return the seconds."""
+    from distilkit.cli import console, course
+    from distilkit.distill import disk_bytes, finds_units, train
+
+    if finds_units(job):
+        console.say("finding the units ...")
+    return course.follow(lambda stop: train(job, stop), job, disk_bytes(job))
+
+
+def announce(job: "Job") -> None:
+    """Show what is going to happen."""
     from distilkit.cli import console
     from distilkit.plan import clock
     from distilkit.report import noise_text, objective_text
@@ -141,140 +162,5 @@ def _announce(job: "Job") -> None:
     console.show(console.table("distilkit distill", ("what", "value", "why"), rows))
     for note in teacher["notes"] if teacher else []:
         console.say(f"teacher: {note}")
-    if job.collection is not None and job.collection.skipped:
-        counts = ", ".join(f"{count} {kind}" for kind, count in job.collection.reasons().items())
-        console.say(f"left out: {counts} (all in skipped.tsv)")
-        for item in [item for item in job.collection.skipped if item.kind != "not audio"][:8]:
-            console.say(f"  {item.path}: {item.reason}")
-
-
-def _plan(job: "Job", json: bool) -> None:
-    from distilkit.cli import console
-    from distilkit.distill import disk_bytes, measure
-    from distilkit.plan import clock
-
-    console.say("measuring a few steps ...")
-    measured, disk = measure(job), disk_bytes(job)
-    values = {
-        "usable_hours": round((job.facts["train_seconds"] + job.facts["valid_seconds"]) / 3600, 3),
-        "skipped": job.facts["skipped"],
-        "steps": job.plan.steps,
-        "seconds_per_step": round(measured.seconds_per_step, 3),
-        "hours": round(measured.hours, 3),
-        "peak_memory_gib": round(measured.peak_gib, 2),
-        "disk_gib": round(disk / 2**30, 3),
-    }
-    if json:
-        console.document(values)
-        return
-    steps = f"{job.plan.steps} steps of {measured.seconds_per_step:.2f} s, measured here"
-    disk_reason = "two checkpoints while one is replaced, and the student"
-    rows = [
-        ("time", clock(measured.hours * 3600), steps),
-        ("memory", f"{measured.peak_gib:.1f} GiB", "the most so far, measured here"),
-        ("disk", f"{disk / 2**30:.2f} GiB", disk_reason),
-    ]
-    console.show(console.table("plan", ("what", "value", "why"), rows), to_result=True)
-
-
-def _run(job: "Job") -> float:
-    """Train to the end, showing how it goes, and return the seconds; stopped, say how to go on."""
-    from distilkit import plan
-    from distilkit.cli import console
-    from distilkit.distill import disk_bytes, finds_units, train
-
-    plan.check_disk(job.run.folder, disk_bytes(job))
-    number, began = 0, time.monotonic()
-    if finds_units(job):
-        console.say("finding the units ...")
-    with console.stopping() as stop, _Watch(job) as watch:
-        for step in train(job, stop):
-            number = step.number
-            watch(step)
-    if number < job.plan.steps and stop.asked:
-        console.say(f"saved after step {number} of {job.plan.steps}")
-        console.say(f"go on with: distilkit distill --resume --out {job.run.folder}")
-        raise typer.Exit(130)
-    return time.monotonic() - began
-
-
-def _train(job: "Job", json: bool) -> None:
-    from distilkit import plan
-    from distilkit.cli import console
-
-    seconds = _run(job)
-    student = job.run.folder / "student"
-    if json:
-        rows = [row["valid"] for row in job.run.rows("metrics.jsonl") if "valid" in row]
-        console.document(
-            {"student": str(student), "steps": job.plan.steps, "valid": rows[-1] if rows else None}
-        )
-        return
-    console.say(f"done in {plan.clock(seconds)}")
-    console.result(f"{student}")
-
-
-def _parts(parts: dict[str, float]) -> str:
-    """The loss of each target, its terms added: `4/8/12: 1.2 1.1 1.0`; units right in per cent."""
-    sums: dict[str, float] = {}
-    right = ""
-    for name, value in parts.items():
-        term, _, target = name.partition("_")
-        if term == "right":
-            right += f" {value:.0%}"
-        else:
-            sums[target] = sums.get(target, 0.0) + value
-    each = " ".join(f"{value:.3f}" for value in sums.values())
-    return f"{'/'.join(sums)}: {each}" + (f", right{right}" if right else "")
-
-
-class _Watch:
-    """Shows steps as they come: a bar on a terminal, lines in a log."""
-
-    def __init__(self, job: "Job") -> None:
-        from distilkit.cli import console
-
-        self._job = job
-        self._bar = console.training_bar() if console.errors.is_terminal else None
-        self._task: object = None
-        self._shown = 0.0
-        self._began = 0.0  # of the first step; what is found beforehand does not count
-        self._done = 0
-
-    def __enter__(self) -> "_Watch":
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def __call__(self, step: "Step") -> None:
-        from distilkit.cli import console
-        from distilkit.plan import clock, peak_gib
-
-        steps, self._done = self._job.plan.steps, self._done + 1
-        loss, parts = f"loss {step.loss:.4f}", _parts(step.parts)
-        numbers = (
-            f"{loss} ({parts})  {step.audio_seconds / step.seconds:.1f} s/s  "
-            f"{peak_gib(self._job.plan.device):.1f} GiB"
-        )
-        if step.valid:
-            console.say(f"step {step.number}: held-out loss {step.valid['loss']:.4f}")
-        if not step.updated:
-            console.say(f"step {step.number}: fp16 overflow, loss scale lowered, step left out")
-        if self._bar is not None:
-            if self._task is None:
-                self._task = self._bar.add_task(
-                    "", total=steps, completed=step.number - 1, numbers=""
-                )
-            self._bar.update(self._task, completed=step.number, numbers=numbers)  # type: ignore[arg-type]
-            return
-        now = time.monotonic()
-        if self._done == 1:
-            self._began = now - step.seconds
-        if now - self._shown >= console.LOG_SECONDS or step.number in (1, steps):
-            left = (now - self._began) / self._done * (steps - step.number)
-            console.say(f"step {step.number} of {steps}: {numbers}  left {clock(left)}")
-            self._shown = now
+    if job.collection is not None:
+        console.left_out(job.collection.skipped, "all in skipped.tsv")

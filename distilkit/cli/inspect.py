@@ -18,7 +18,7 @@ def inspect(
     """
     from distilkit.cli import console
 
-    facts = _run(path) or _audio(path) or _model(path)
+    facts = _run(path) or _transcribed(path) or _audio(path) or _model(path)
     left_out = facts.get("files left out", [])
     if json:
         console.document(facts)
@@ -49,6 +49,24 @@ def _run(name: str) -> dict[str, Any] | None:
         return None
     facts, rows = run.read(), run.rows("metrics.jsonl")
     valid = [row for row in rows if "valid" in row]
+    if facts["kind"] == "finetune-ctc":
+        return {
+            "is": "a fine-tuning run",
+            "state": "finished" if run.finished else "not finished",
+            "steps": f"{rows[-1]['step'] if rows else 0} of {facts['plan']['steps']}",
+            "model": facts["base"]["name"],
+            "tokens": facts["tokenizer"]["tokens"],
+            "data": facts["data"],
+            "train seconds": facts["train_seconds"],
+            "held-out seconds": facts["valid_seconds"],
+            "left out": facts["skipped"],
+            "loss": {f"step {row['step']}": round(row["loss"], 4) for row in rows[:1] + rows[-1:]},
+            "held-out words wrong": {
+                f"step {row['step']}": f"{row['valid']['wer']:.1%}"
+                for row in valid[:1] + valid[-1:]
+            },
+            "versions": facts["versions"],
+        }
     return {
         "is": "a distillation run",
         "state": "finished" if run.finished else "not finished",
@@ -94,6 +112,38 @@ def _audio(name: str) -> dict[str, Any] | None:
         "formats": dict(Counter(clip.source.suffix.lower() for clip in clips).most_common()),
         "left out": dict(Counter(item.kind for item in skipped)),
         "files left out": [asdict(item) for item in skipped],
+    }
+
+
+def _transcribed(name: str) -> dict[str, Any] | None:
+    """What recordings with text hold; None where there is no text."""
+    from dataclasses import asdict
+
+    from distilkit.cli import console
+    from distilkit.config import Transcribed
+    from distilkit.data import transcripts
+    from distilkit.data.layouts import detect
+    from distilkit.data.sources import source
+
+    path = Path(name)
+    if not path.exists() or (path.is_file() and not path.suffix) or detect(source(path)) is None:
+        return None
+    settings = Transcribed(max_seconds=3600.0, min_seconds=0.025)
+    read = transcripts.read([path], settings, track=console.track)
+    found = transcripts.facts(read.cuts, read.skipped)
+    return {
+        "is": f"recordings with text ({read.layouts[0]})",
+        "utterances": found.utterances,
+        "hours": round(found.hours, 4),
+        "speakers": found.speakers or "not known",
+        "languages": dict(found.languages),
+        "words": found.words,
+        "alphabet": "".join(sorted(found.alphabet)),
+        "rare characters": {char: found.alphabet[char] for char in found.rare},
+        "missing files": found.missing_files,
+        "empty texts": found.empty_texts,
+        "left out": dict(found.left_out),
+        "files left out": [asdict(item) for item in read.skipped],
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers import logging as transformers_logging
 
 from distilkit import hub
@@ -52,32 +52,13 @@ def read(source: Source) -> Checkpoint:
         DistilkitError: another family, missing or unexpected weights, damaged files.
     """
     path = source.path
-    shape = _config(path)
+    shape = configuration(path)
     if (path / "adapter_config.json").exists():  # transformers would apply it, and say nothing
         raise DistilkitError(
             f"`{path}` holds a PEFT adapter beside its weights, which is not read",
             "merge it with `merge_and_unload` and save again, or remove adapter_config.json",
         )
-    if not any((path / name).exists() for name in hub.WEIGHTS):
-        raise DistilkitError(f"`{path}` holds no weights: none of {', '.join(hub.WEIGHTS)}", AGAIN)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        model, found = MODELS[shape.model_type].from_pretrained(
-            path,
-            config=shape,
-            dtype=torch.float32,
-            attn_implementation=None if shape.model_type == "wavlm" else "sdpa",
-            local_files_only=True,
-            ignore_mismatched_sizes=True,  # they are listed below instead
-            output_loading_info=True,
-        )
-    except UnpicklingError as error:
-        wanted = re.search(r"GLOBAL (\S+)", str(error))
-        raise unsafe(path, wanted[1] if wanted else None) from error
-    except Exception as error:  # safetensors, zip, JSON and shape errors alike
-        reason = str(error).strip().split("\n")[0].split(". ")[0].rstrip(".")
-        raise DistilkitError(f"`{path}` cannot be loaded: {reason}", AGAIN) from error
+    model, found = weights(path, shape, MODELS[shape.model_type])
     heads = sorted(name for name in found["unexpected_keys"] if name.startswith(HEADS))
     refuse(
         f"the weights in `{path}` do not fit its config.json",
@@ -89,7 +70,7 @@ def read(source: Source) -> Checkpoint:
         ],
     )
     notes = [f"left out the head ({', '.join(heads)})"] if heads else []
-    normalise, assumed = _normalises(path, front_norm(shape))
+    normalise, assumed = normalises(path, front_norm(shape))
     notes += [assumed] if assumed else []
     student, layers = _student_heads(path)
     return Checkpoint(
@@ -103,6 +84,37 @@ def read(source: Source) -> Checkpoint:
     )
 
 
+def weights(
+    path: Path, shape: PreTrainedConfig, kind: type[PreTrainedModel]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A model from the weights in a folder, in fp32, and which names did not fit.
+
+    Raises:
+        DistilkitError: no weights, damaged ones, or a pickle that holds more.
+    """
+    if not any((path / name).exists() for name in hub.WEIGHTS):
+        raise DistilkitError(f"`{path}` holds no weights: none of {', '.join(hub.WEIGHTS)}", AGAIN)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        model, found = kind.from_pretrained(
+            path,
+            config=shape,
+            dtype=torch.float32,
+            attn_implementation=None if shape.model_type == "wavlm" else "sdpa",
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # the caller looks at them
+            output_loading_info=True,
+        )
+    except UnpicklingError as error:
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        raise unsafe(path, wanted[1] if wanted else None) from error
+    except Exception as error:  # safetensors, zip, JSON and shape errors alike
+        reason = str(error).strip().split("\n")[0].split(". ")[0].rstrip(".")
+        raise DistilkitError(f"`{path}` cannot be loaded: {reason}", AGAIN) from error
+    return model, found
+
+
 def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -113,7 +125,12 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _config(path: Path) -> PreTrainedConfig:
+def configuration(path: Path) -> PreTrainedConfig:
+    """The configuration of a model in a folder.
+
+    Raises:
+        DistilkitError: damaged, not valid, or of another family.
+    """
     settings = _json(path / "config.json")
     kind = settings.get("model_type")
     if kind not in MODELS:
@@ -154,7 +171,7 @@ def _student_heads(path: Path) -> tuple[dict[str, Tensor] | None, tuple[int, ...
         ) from error
 
 
-def _normalises(path: Path, norm: str) -> tuple[bool, str | None]:
+def normalises(path: Path, norm: str) -> tuple[bool, str | None]:
     """`do_normalize` where the files say it, else what is usual, and a note about that."""
     nested, flat = path / "processor_config.json", path / "preprocessor_config.json"
     settings = _json(nested).get("feature_extractor") if nested.is_file() else None

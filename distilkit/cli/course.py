@@ -1,0 +1,161 @@
+"""The course of a training run on the terminal: its plan, its steps, how it ends."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
+
+import typer
+
+if TYPE_CHECKING:
+    from distilkit.loop import Step
+    from distilkit.plan import Measured, Plan
+    from distilkit.runs import Run
+
+
+class Job(Protocol):
+    """What runs of every command have in common."""
+
+    @property
+    def run(self) -> "Run":
+        """Where it writes."""
+
+    @property
+    def plan(self) -> "Plan":
+        """What was decided."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What run.json says."""
+
+
+def show_plan(job: Job, measured: "Measured", disk: int, json: bool) -> None:
+    """Print what would happen."""
+    from distilkit.cli import console
+    from distilkit.plan import clock
+
+    values = {
+        "usable_hours": round((job.facts["train_seconds"] + job.facts["valid_seconds"]) / 3600, 3),
+        "skipped": job.facts["skipped"],
+        "steps": job.plan.steps,
+        "seconds_per_step": round(measured.seconds_per_step, 3),
+        "hours": round(measured.hours, 3),
+        "peak_memory_gib": round(measured.peak_gib, 2),
+        "disk_gib": round(disk / 2**30, 3),
+    }
+    if json:
+        console.document(values)
+        return
+    steps = f"{job.plan.steps} steps of {measured.seconds_per_step:.2f} s, measured here"
+    disk_reason = "two checkpoints while one is replaced, and the student"
+    rows = [
+        ("time", clock(measured.hours * 3600), steps),
+        ("memory", f"{measured.peak_gib:.1f} GiB", "the most so far, measured here"),
+        ("disk", f"{disk / 2**30:.2f} GiB", disk_reason),
+    ]
+    console.show(console.table("plan", ("what", "value", "why"), rows), to_result=True)
+
+
+def follow(
+    train: Callable[[Callable[[], bool]], "Iterator[Step]"],
+    job: Job,
+    disk: int,
+    kind: str = "distill",
+) -> float:
+    """Train to the end, showing how it goes, and return the seconds; stopped, say how to go on.
+
+    Args:
+        train: given a function that says whether to stop, does the steps.
+        job: what is trained.
+        disk: bytes that the run will write.
+        kind: the command that goes on with it.
+    """
+    from distilkit import plan
+    from distilkit.cli import console
+
+    plan.check_disk(job.run.folder, disk)
+    began = time.monotonic()
+    with console.stopping() as stop, Watch(job.plan) as watch:
+        for step in train(stop):
+            watch(step)
+    if stop.asked and not job.run.finished:
+        console.say(f"saved after step {watch.number} of {job.plan.steps}")
+        console.say(f"go on with: distilkit {kind} --resume --out {job.run.folder}")
+        raise typer.Exit(130)
+    return time.monotonic() - began
+
+
+def _parts(parts: dict[str, float]) -> str:
+    """The loss of each target, its terms added: `4/8/12: 1.2 1.1 1.0`; units right in per cent."""
+    sums: dict[str, float] = {}
+    right = ""
+    for name, value in parts.items():
+        term, _, target = name.partition("_")
+        if term == "right":
+            right += f" {value:.0%}"
+        else:
+            sums[target] = sums.get(target, 0.0) + value
+    each = " ".join(f"{value:.3f}" for value in sums.values())
+    return f"{'/'.join(sums)}: {each}" + (f", right{right}" if right else "")
+
+
+def _valid(valid: dict[str, float]) -> str:
+    """What was measured on held-out recordings."""
+    if "wer" not in valid:
+        return f"held-out loss {valid['loss']:.4f}"
+    said = f"held-out words wrong {valid['wer']:.1%}, characters {valid['cer']:.1%}"
+    empty = f", {valid['empty']:.0%} of the texts empty" if valid["empty"] >= 0.005 else ""
+    return f"{said}, loss {valid['loss']:.4f}{empty}"
+
+
+class Watch:
+    """Shows steps as they come: a bar on a terminal, lines in a log."""
+
+    def __init__(self, decided: "Plan") -> None:
+        from distilkit.cli import console
+
+        self._plan = decided
+        self._bar = console.training_bar() if console.errors.is_terminal else None
+        self._task: object = None
+        self._shown = 0.0
+        self._began = 0.0  # of the first step; what is found beforehand does not count
+        self._done = 0
+        self.number = 0  # of the newest step
+
+    def __enter__(self) -> "Watch":
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, step: "Step") -> None:
+        """Show a step."""
+        from distilkit.cli import console
+        from distilkit.plan import clock, peak_gib
+
+        steps, self._done, self.number = self._plan.steps, self._done + 1, step.number
+        loss = f"loss {step.loss:.4f}" + (f" ({_parts(step.parts)})" if step.parts else "")
+        numbers = (
+            f"{loss}  {step.audio_seconds / step.seconds:.1f} s/s  "
+            f"{peak_gib(self._plan.device):.1f} GiB"
+        )
+        if step.valid:
+            console.say(f"step {step.number}: {_valid(step.valid)}")
+        if not step.updated:
+            console.say(f"step {step.number}: fp16 overflow, loss scale lowered, step left out")
+        if self._bar is not None:
+            if self._task is None:
+                self._task = self._bar.add_task(
+                    "", total=steps, completed=step.number - 1, numbers=""
+                )
+            self._bar.update(self._task, completed=step.number, numbers=numbers)  # type: ignore[arg-type]
+            return
+        now = time.monotonic()
+        if self._done == 1:
+            self._began = now - step.seconds
+        if now - self._shown >= console.LOG_SECONDS or step.number in (1, steps):
+            left = (now - self._began) / self._done * (steps - step.number)
+            console.say(f"step {step.number} of {steps}: {numbers}  left {clock(left)}")
+            self._shown = now

@@ -1,0 +1,196 @@
+"""`distilkit evaluate`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from distilkit.evaluate import Evaluation
+
+WORST = 5  # utterances that are shown
+CONFUSED = 8  # words
+
+
+def evaluate(
+    data: Annotated[list[str], typer.Argument(help="Recordings with text, in any layout.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A recogniser: folder, run or hub id; by default that of the newest run.",
+            show_default=False,
+        ),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="Another recogniser, on the same recordings.", show_default=False),
+    ] = None,
+    lm: Annotated[
+        Path | None,
+        typer.Option(
+            help="A language model (ARPA) of `distilkit lm`: beam search with it.",
+            show_default=False,
+        ),
+    ] = None,
+    beam: Annotated[
+        int, typer.Option(min=1, help="Width of the beam; 1 without --lm decodes greedily.")
+    ] = 1,
+    lm_weight: Annotated[
+        float, typer.Option("--lm-weight", min=0.0, help="Weight of the language model.")
+    ] = 0.5,
+    word_bonus: Annotated[
+        float,
+        typer.Option("--word-bonus", help="Added for each word, which the language model costs."),
+    ] = 1.0,
+    text_column: Annotated[
+        str | None,
+        typer.Option(
+            "--text-column", help="Column of a table that holds the text.", show_default=False
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write every utterance to this file, JSON lines.", show_default=False),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Count a recogniser's errors: words and characters, by speaker, and the worst utterances.
+
+    `distilkit evaluate ./my_test --model runs/my_speech-ctc`
+    """
+    from distilkit.cli import console
+    from distilkit.cli.transcribe import searching
+    from distilkit.errors import DistilkitError
+    from distilkit.hub import default_recogniser, locate
+
+    name = model or default_recogniser()
+    console.say(f"model: {name}" + ("" if model else " (no --model given)"))
+    for each in (name, against):
+        if each:
+            locate(each)  # before the imports that take seconds
+    if out is not None and out.exists():
+        raise DistilkitError(f"`{out}` is there already", "another --out")
+
+    from distilkit import evaluate as judging
+    from distilkit import plan, recognisers
+    from distilkit.config import Train
+
+    search = searching(lm, beam, lm_weight, word_bonus)
+    found: list[judging.Evaluation] = []
+    for each in [name, *([against] if against else [])]:
+        recogniser = recognisers.load(each)
+        for note in recogniser.notes:
+            console.say(f"{each}: {note}")
+        found.append(
+            judging.evaluate(
+                data,
+                recogniser,
+                search=search,
+                text_column=text_column or "",
+                device=plan.device(Train())[0],
+                track=console.track,
+            )
+        )
+    first = found[0]
+    console.left_out(first.skipped, "")
+    if first.unknown:
+        listed = ", ".join(f"`{char}` {count} times" for char, count in first.unknown.items())
+        console.say(f"the tokenizer cannot write {listed}: they count as errors")
+    if out is not None:
+        judging.write(first, out)
+    if json:
+        documents = [_document(n, e) for n, e in zip([name, against], found, strict=False)]
+        if against:
+            by, (low, high) = judging.difference(*found)
+            documents[0]["against"] = documents[1] | {
+                "wer_difference": round(by, 5),
+                "wer_difference_interval": [round(low, 5), round(high, 5)],
+            }
+        console.document(documents[0])
+        return
+    _show(name, first)
+    if against:
+        other = found[1]
+        by, (low, high) = judging.difference(first, other)
+        sure = "" if low <= 0 <= high else ": more than chance"
+        console.show(
+            console.table("", ("", "words wrong", "95% interval"), [_rate(against, other)]),
+            to_result=True,
+        )
+        console.result(
+            f"{against} has {abs(by):.1%} points {'more' if by > 0 else 'fewer'} words wrong "
+            f"({low:+.1%} to {high:+.1%}){sure}"
+        )
+
+
+def _rate(name: str, found: "Evaluation") -> tuple[str, str, str]:
+    low, high = found.wer
+    return name, f"{found.errors.words.rate:.1%}", f"{low:.1%} to {high:.1%}"
+
+
+def _show(name: str, found: "Evaluation") -> None:
+    from distilkit.cli import console
+    from distilkit.plan import clock
+    from distilkit.rates import aligned
+
+    rows = []
+    for label, count, (low, high) in (
+        ("words", found.errors.words, found.wer),
+        ("characters", found.errors.characters, found.cer),
+    ):
+        rows.append(
+            (
+                label,
+                f"{count.rate:.1%}",
+                f"{low:.1%} to {high:.1%}",
+                str(count.substitutions),
+                str(count.deletions),
+                str(count.insertions),
+                str(count.spoken),
+            )
+        )
+    columns = ("", "wrong", "95% interval", "other", "missing", "surplus", "said")
+    title = f"{name}: {len(found.utterances)} utterances, {clock(found.seconds)}"
+    console.show(console.table(title, columns, rows), to_result=True)
+    speakers = found.speakers()
+    if len(speakers) > 1:
+        rates = [
+            (who, f"{e.words.rate:.1%}", f"{e.characters.rate:.1%}", str(e.words.spoken))
+            for who, e in speakers.items()
+        ]
+        console.show(
+            console.table(
+                "\nby speaker", ("speaker", "words wrong", "characters wrong", "words said"), rates
+            ),
+            to_result=True,
+        )
+    confused = list(found.confusions().items())[:CONFUSED]
+    if confused:
+        pairs = [(a or "(nothing)", b or "(nothing)", str(n)) for (a, b), n in confused]
+        title = "\nmost frequent errors"
+        console.show(console.table(title, ("said", "heard", "times"), pairs), to_result=True)
+    worst = found.worst(WORST)
+    if worst:
+        console.result("\nworst utterances")
+        for item in worst:
+            console.result(f"{item.id}: {item.errors.words.errors} of {item.errors.words.spoken}")
+            console.result(aligned(item.said, item.heard))
+
+
+def _document(name: str | None, found: "Evaluation") -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {
+        "model": name,
+        "utterances": len(found.utterances),
+        "seconds": round(found.seconds, 3),
+        "wer": round(found.errors.words.rate, 5),
+        "wer_interval": [round(value, 5) for value in found.wer],
+        "cer": round(found.errors.characters.rate, 5),
+        "cer_interval": [round(value, 5) for value in found.cer],
+        "words": asdict(found.errors.words),
+        "characters": asdict(found.errors.characters),
+        "speakers": {who: round(e.words.rate, 5) for who, e in found.speakers().items()},
+        "unknown_characters": found.unknown,
+        "skipped": [asdict(item) for item in found.skipped],
+    }

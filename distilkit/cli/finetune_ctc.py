@@ -1,0 +1,213 @@
+"""`distilkit finetune-ctc`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from distilkit.ctc import Job
+
+
+def finetune_ctc(
+    data: Annotated[
+        list[str] | None,
+        typer.Argument(help="Recordings with text, in any layout.", show_default=False),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of `distilkit tokenizer`, or a recogniser's.", show_default=False
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A student, run, checkpoint, hub id or `tiny`; by default the newest student.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Run folder; `runs/NAME-ctc` by default.", show_default=False),
+    ] = None,
+    recipe: Annotated[
+        str, typer.Option(help="A built-in recipe (`distilkit recipes`) or a TOML file.")
+    ] = "ctc",
+    lora: Annotated[
+        bool, typer.Option("--lora", help="Train low-rank adapters in place of all weights.")
+    ] = False,
+    rank: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rank of the adapters, with --lora; 16.", show_default=False),
+    ] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="With --lora: write the merged model too.")
+    ] = False,
+    set: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Change one setting: `section.key=value`. Repeatable.", show_default=False
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Optimizer steps; short for train.steps.", show_default=False),
+    ] = None,
+    text_column: Annotated[
+        str | None,
+        typer.Option(
+            "--text-column", help="Column of a table that holds the text.", show_default=False
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the run in --out, else the newest in `runs`."),
+    ] = False,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Print what would happen, measured on a few steps, and stop."),
+    ] = False,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of everything random.", show_default=False)
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Fine-tune a student, or any HuBERT, to write down what is said.
+
+    `distilkit finetune-ctc ./my_speech --tokenizer ./my_tokens` writes `runs/my_speech-ctc/model`.
+    """
+    from distilkit.cli import console
+    from distilkit.config import CtcRecipe, load_recipe
+    from distilkit.errors import DistilkitError
+    from distilkit.hub import default_model, locate
+    from distilkit.runs import newest_run
+
+    hint = "distilkit finetune-ctc ./my_speech --tokenizer ./my_tokens"
+    if not data and not resume:
+        raise DistilkitError("no recordings given", hint)
+    if not lora and (rank or merge):
+        given = f"--rank {rank}" if rank else "--merge"
+        raise DistilkitError(f"`{given}` without adapters", f"--lora {given}")
+    changes = list(set or [])
+    changes += [f"train.steps={steps}"] if steps is not None else []
+    changes += [f"train.seed={seed}"] if seed is not None else []
+    changes += [f"data.text_column={text_column}"] if text_column is not None else []
+    changes += [f"lora.rank={rank or 16}"] if lora else []
+    there = resume and (
+        (out / "run.json").is_file()
+        if out
+        else newest_run(Path("runs"), finished=False, kind="finetune-ctc") is not None
+    )
+    kept = [*changes, *([f"--tokenizer {tokenizer}"] if tokenizer else [])]
+    kept += [f"--model {model}"] if model else []
+    if there and kept:
+        raise DistilkitError(
+            f"a resumed run keeps its settings: `{kept[0]}` cannot change them",
+            "leave it out, or start a new run with another --out",
+        )
+    settings = load_recipe(recipe, changes, CtcRecipe)
+    if data and not there:
+        if tokenizer is None:
+            raise DistilkitError(
+                "no tokenizer given",
+                f"distilkit tokenizer {data[0]} --out DIR, then --tokenizer DIR",
+            )
+        if model is None:
+            model = default_model()
+            console.say(f"model: {model} (no --model given)")
+        locate(model)  # before the imports that take seconds
+
+    from distilkit import ctc
+    from distilkit.cli import course
+    from distilkit.plan import clock
+
+    job = ctc.prepare(
+        data or [],
+        tokenizer=tokenizer,
+        model=model,
+        out=out,
+        recipe=settings,
+        merge=merge,
+        resume=resume,
+        track=console.track,
+    )
+    _announce(job)
+    if plan:
+        console.say("measuring a few steps ...")
+        course.show_plan(job, ctc.measure(job), ctc.disk_bytes(job), json)
+        return
+    seconds = course.follow(
+        lambda stop: ctc.train(job, stop), job, ctc.disk_bytes(job), "finetune-ctc"
+    )
+    rows = job.run.rows("metrics.jsonl")
+    best, wrong = ctc.best(rows), ctc.diagnosis(rows, job.plan, job.recipe)
+    if wrong is not None:
+        console.say(f"warning: {wrong[0]}")
+        console.say(f"hint: {wrong[1]}")
+    result = job.run.result
+    if json:
+        console.document(
+            {
+                "model": str(result),
+                "steps": rows[-1]["step"] if rows else 0,
+                "best": {"step": best["step"], **best["valid"]} if best else None,
+                "problem": wrong[0] if wrong else None,
+            }
+        )
+        return
+    if rows and rows[-1]["step"] < job.plan.steps:
+        console.say(f"stopped early: no better for {job.recipe.train.patience} validations")
+    if best is not None:
+        valid = best["valid"]
+        console.say(
+            f"kept step {best['step']}: held-out words wrong {valid['wer']:.1%}, "
+            f"characters {valid['cer']:.1%}"
+        )
+    console.say(f"done in {clock(seconds)}")
+    console.result(f"{result}")
+
+
+def _announce(job: "Job") -> None:
+    from distilkit.cli import console
+    from distilkit.plan import clock
+    from distilkit.report import text_text, training_text
+
+    facts = job.facts
+    base, size = facts["base"], facts["parameters"]
+    utterances = len(job.train) + len(job.valid)
+    held = f"{len(job.valid)} utterances of {_speakers(facts['valid_speakers'])}"
+    if not job.valid:
+        held = "nothing to tell how the recogniser does on others"
+    front = f"{base['format']}, {base['parameters'] / 1e6:.2f} M parameters"
+    trained = f"{facts['trained'] / 1e6:.2f} M of {size / 1e6:.2f} M parameters"
+    rows = [
+        ("model", base["name"], front),
+        ("head", f"{facts['tokenizer']['tokens']} tokens", facts["head"]),
+        ("tokenizer", facts["tokenizer"]["folder"], text_text(job.tokenizer.text)),
+        ("trained", trained, training_text(job.recipe)),
+        ("data", ", ".join(facts["layouts"]), f"{utterances} utterances that can be learned"),
+        (
+            "text",
+            f"{facts['text']['words']} words",
+            f"of {len(facts['text']['alphabet'])} characters; rare: "
+            + (" ".join(facts["text"]["rare"]) or "none"),
+        ),
+        (
+            "to train",
+            clock(facts["train_seconds"]),
+            f"{len(job.train)} utterances of {_speakers(facts['train_speakers'])}",
+        ),
+        ("held out", clock(facts["valid_seconds"]), held),
+        *((choice.name, choice.value, choice.reason) for choice in job.plan.choices),
+        ("run folder", str(job.run.folder), "resumed" if job.resumed else "new"),
+    ]
+    console.show(console.table("distilkit finetune-ctc", ("what", "value", "why"), rows))
+    for note in base["notes"]:
+        console.say(f"model: {note}")
+    if job.collection is not None:
+        console.left_out(job.collection.skipped, "all in skipped.tsv")
+
+
+def _speakers(count: int) -> str:
+    return f"{count} speaker{'s' * (count != 1)}" if count else "speakers not known"

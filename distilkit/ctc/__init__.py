@@ -1,0 +1,465 @@
+"""Fine-tuning an encoder to write down what is said, with CTC: all its weights, or adapters (LoRA).
+
+`prepare` looks at everything and decides everything; `train` does it, a generator over optimizer
+steps; `finetune` is both in one call.
+"""
+
+import importlib.metadata
+import tempfile
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from lhotse import MonoCut
+from torch import nn
+
+from distilkit import (
+    __version__,
+    config,
+    data,
+    loop,
+    plan,
+    recognisers,
+    report,
+    students,
+    teachers,
+    tokenizers,
+    training,
+)
+from distilkit.audio import frames
+from distilkit.ctc.loss import loss_function, told
+from distilkit.ctc.trainee import Trainee, assemble, groups
+from distilkit.data import Skipped, transcripts
+from distilkit.encoder import fingerprint
+from distilkit.errors import DistilkitError
+from distilkit.hub import default_model
+from distilkit.noise import recordings
+from distilkit.recognisers import BASE
+from distilkit.runs import Run, free_folder, newest_run, replacing
+from distilkit.teachers import Checkpoint
+from distilkit.tokenizers import Tokenizer
+from distilkit.training import Rows
+
+DEFAULT_RECIPE = "ctc"
+PACKAGES = ("torch", "torchaudio", "transformers", "accelerate", "peft", "lhotse", "jiwer")
+BEST = "best.safetensors"
+TOKENIZER = "tokenizer"  # the run's own copy
+UNKNOWN = "unknown characters"  # kinds of utterances that are left out
+TOO_LONG = "text too long"
+EMPTY = "empty text"
+SILENT = 0.95  # share of held-out utterances without a word from which a model counts as collapsed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A fine-tuning that is ready to run."""
+
+    run: Run
+    recipe: config.CtcRecipe
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    train: list[MonoCut]
+    valid: list[MonoCut]
+    plan: plan.Plan
+    resumed: bool
+    facts: dict[str, Any]  # what run.json says
+    collection: data.Collection | None  # None when resumed
+
+
+def prepare(
+    transcribed: Sequence[str | Path],
+    *,
+    tokenizer: Path | None = None,
+    model: str | None = None,
+    out: Path | None = None,
+    recipe: config.CtcRecipe | None = None,
+    merge: bool = False,
+    resume: bool = False,
+    track: data.Tracker = data.untracked,
+) -> Job:
+    """Read recordings and text, load the model, decide what follows; writes nothing but decoded copies.
+
+    Args:
+        transcribed: folders or manifests of any layout in `transcripts.LAYOUTS`; may be empty when resuming.
+        tokenizer: a folder that `distilkit tokenizer` made, or that of another recogniser.
+        model: whatever `teachers.load` takes; the newest student under `runs` when None.
+        out: the run folder; `runs/NAME-ctc` when None.
+        recipe: settings; the built-in `ctc` when None, a resumed run's own when resuming.
+        merge: of adapters, write the merged model too.
+        resume: go on with the run in `out` (the newest run when None), if there is one.
+        track: wraps an iterable to show progress.
+
+    Raises:
+        DistilkitError: whatever the user has to mend before training can start.
+    """
+    settings = recipe or config.load_recipe(DEFAULT_RECIPE, kind=config.CtcRecipe)
+    run = _run_for(transcribed, out, resume)
+    if resume and run.exists:
+        return _reopen(run)
+    hint = "distilkit finetune-ctc DATA --tokenizer DIR"
+    if not transcribed:
+        raise DistilkitError(f"`{run.folder}` holds no run to resume", hint)
+    if tokenizer is None:
+        raise DistilkitError("no tokenizer given", "distilkit tokenizer DATA --out DIR makes one")
+    run.check_free()
+    tokens = tokenizers.load(tokenizer)
+    name = model or default_model()
+    _, checkpoint = teachers.load(name)
+    if settings.noise.probability:
+        recordings(settings.noise.folder)  # refuses what cannot be used
+    made = assemble(checkpoint, tokens, settings)  # refuses what does not fit
+    read = transcripts.read(transcribed, settings.data, track=track)
+    usable, unusable = fitting(read.cuts, tokens, settings)
+    train_cuts, valid_cuts = transcripts.split(usable, settings.data, settings.train.seed)
+    collection = data.Collection(
+        train=train_cuts,
+        valid=valid_cuts,
+        skipped=[*read.skipped, *unusable],
+        recordings=len({cut.recording.id for cut in usable}),
+        formats={},
+    )
+    longest = max(cut.duration for cut in usable) / min(settings.augment.speeds)
+    decided = plan.decide(settings, made.recogniser.encoder, None, train_cuts, longest)
+    facts = {
+        "kind": "finetune-ctc",
+        "distilkit": __version__,
+        "data": [str(item) for item in transcribed],
+        "layouts": list(read.layouts),
+        "recordings": collection.recordings,
+        "train_seconds": round(collection.train_seconds, 3),
+        "valid_seconds": round(collection.valid_seconds, 3),
+        "train_speakers": len(_speakers(train_cuts)),
+        "valid_speakers": len(_speakers(valid_cuts)),
+        "skipped": dict(collection.reasons()),
+        "text": _text_facts(usable, collection.skipped),
+        "base": {
+            "name": name,
+            "source": checkpoint.source,
+            "format": checkpoint.format,
+            "parameters": students.parameters(checkpoint.model),
+            "fingerprint": fingerprint(checkpoint.model),
+            "notes": [note for note in checkpoint.notes if "left out the head" not in note],
+        },
+        "head": made.head,
+        "trained": made.trained,
+        "parameters": students.parameters(made.recogniser.model),
+        "tokenizer": {
+            "folder": str(tokenizer),
+            "tokens": len(tokens),
+            "fingerprint": tokenizers.fingerprint(tokens),
+        },
+        "merge": merge,
+        "plan": asdict(decided),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+    return Job(
+        run=run,
+        recipe=settings,
+        checkpoint=checkpoint,
+        tokenizer=tokens,
+        train=train_cuts,
+        valid=valid_cuts,
+        plan=decided,
+        resumed=False,
+        facts=facts,
+        collection=collection,
+    )
+
+
+def fitting(
+    cuts: Sequence[MonoCut], tokenizer: Tokenizer, settings: config.CtcRecipe
+) -> tuple[list[MonoCut], list[Skipped]]:
+    """The utterances that can be learned from, and the others, each with its reason.
+
+    CTC needs a frame for every token, and one more between two that are the same; the fastest speed
+    leaves the fewest frames.
+
+    Raises:
+        DistilkitError: more than half of them are left out.
+    """
+    usable: list[MonoCut] = []
+    left: list[Skipped] = []
+    fastest = max(settings.augment.speeds)
+    for cut in cuts:
+        text = tokenizer.normalise(cut.supervisions[0].text)
+        ids = tokenizer.encode(text)
+        unknown = tokenizer.unknown(text)
+        room = frames(int(cut.num_samples / fastest))
+        needed = len(ids) + sum(a == b for a, b in zip(ids, ids[1:], strict=False))
+        if not text:
+            kind, reason = EMPTY, f"nothing is left of `{cut.supervisions[0].text}`"
+        elif unknown:
+            kind = UNKNOWN
+            reason = f"the tokenizer has no {', '.join(f'`{char}`' for char in unknown)}"
+        elif needed > room:
+            at = f" at speed {fastest:g}" if fastest != 1 else ""
+            kind, reason = TOO_LONG, f"{needed} tokens for {room} frames of 20 ms{at}"
+        else:
+            usable.append(cut)
+            continue
+        left.append(Skipped(path=cut.id, reason=reason, kind=kind, seconds=cut.duration))
+    if len(left) > data.MAX_UNUSABLE * len(cuts):
+        listed = "".join(f"\n  {item.path}: {item.reason}" for item in left[:5])
+        raise DistilkitError(
+            f"{len(left)} of {len(cuts)} utterances cannot be learned with this tokenizer:{listed}",
+            "distilkit tokenizer DATA --out DIR makes one for these texts",
+        )
+    return usable, left
+
+
+def _text_facts(cuts: Sequence[MonoCut], skipped: Sequence[Skipped]) -> dict[str, Any]:
+    found = transcripts.facts(cuts, skipped)
+    return {
+        "words": found.words,
+        "alphabet": dict(sorted(found.alphabet.items())),
+        "rare": found.rare,
+        "languages": dict(found.languages),
+    }
+
+
+def _speakers(cuts: Sequence[MonoCut]) -> set[str]:
+    return {cut.supervisions[0].speaker for cut in cuts if cut.supervisions[0].speaker}
+
+
+def train(job: Job, stop: Callable[[], bool] = lambda: False) -> Iterator[loop.Step]:
+    """Run a job, yielding each optimizer step; the recogniser is written when training has ended.
+
+    Args:
+        job: from `prepare`.
+        stop: asked after every step; when it says True, a checkpoint is saved and the generator
+            ends before the last step.
+
+    Raises:
+        DistilkitError: the run is in use, its files are damaged, or a loss is not finite.
+    """
+    run, recipe = job.run, job.recipe
+    accelerator = loop.accelerator(job.plan.device, job.plan.precision)
+    if accelerator.is_main_process and not job.resumed:
+        assert job.collection is not None
+        run.create(
+            {
+                "recipe.toml": config.dump_recipe(recipe),
+                "audio.jsonl.gz": data.dump_windows(job.collection),
+                "skipped.tsv": data.dump_skipped(job.collection.skipped),
+                "run.json": report.json_text(job.facts),
+                **_tokenizer_files(job.tokenizer, job.checkpoint.normalise),
+            }
+        )
+
+    def validated(module: nn.Module, rows: Rows) -> None:
+        assert isinstance(module, Trainee)
+        if best(rows) == rows[-1]:
+            _keep(module, run.folder / BEST)
+
+    def enough(rows: Rows) -> bool:
+        checks = [row for row in rows if "valid" in row]
+        chosen, patience = best(rows), recipe.train.patience
+        since = 0 if chosen is None else len(checks) - 1 - checks.index(chosen)
+        return bool(patience) and since >= patience
+
+    with training.holding(run, accelerator):
+        done = yield from training.steps(
+            run,
+            recipe,
+            job.plan,
+            lambda: parts(job, accelerator),
+            accelerator,
+            train=job.train,
+            valid=job.valid,
+            resumed=job.resumed,
+            stop=stop,
+            told=told,
+            validated=validated,
+            enough=enough,
+        )
+        if done is not None and accelerator.is_main_process:
+            assert isinstance(done, Trainee)
+            _finish(job, done)
+
+
+def finetune(transcribed: Sequence[str | Path], **options: Any) -> Path:
+    """Fine-tune on recordings with text and return the recogniser's folder; options as for `prepare`.
+
+    Raises:
+        DistilkitError: as `prepare` and `train`.
+    """
+    job = prepare(transcribed, **options)
+    for _ in train(job):
+        pass
+    assert job.run.result is not None
+    return job.run.result
+
+
+def parts(job: Job, accelerator: Accelerator) -> training.Parts:
+    """What is trained, its optimizer, and the loss of a micro-batch."""
+    recipe, device = job.recipe, accelerator.device
+    trainee = assemble(job.checkpoint, job.tokenizer, recipe)
+    if job.plan.gradient_checkpointing:
+        trainee.model.activation_checkpointing_enable(
+            activation_checkpointing_kwargs={"use_reentrant": False}
+        )
+    if device.type == "cpu" and job.plan.precision == "bf16":
+        trainee.model.set_attn_implementation("eager")  # the fused one goes back slowly there
+    noises = recordings(recipe.noise.folder) if recipe.noise.probability else lambda _: None
+    texts = {
+        cut.id: job.tokenizer.normalise(cut.supervisions[0].text)
+        for cut in (*job.train, *job.valid)
+    }
+    chosen = groups(trainee, recipe, job.plan.steps)
+    return training.Parts(
+        module=trainee,
+        optimizer=loop.optimizer(trainee, recipe.train, chosen),
+        loss_of=loss_function(job.tokenizer, recipe, texts, noises, device),
+    )
+
+
+def measure(job: Job, steps: int = 3) -> plan.Measured:
+    """Take a few real steps of a job, keep nothing of them, and say what all of them would take."""
+    accelerator = loop.accelerator(job.plan.device, job.plan.precision)
+    return training.measure(
+        job.recipe, job.plan, lambda: parts(job, accelerator), accelerator, job.train, steps
+    )
+
+
+def disk_bytes(job: Job) -> int:
+    """Bytes that the run will write."""
+    whole, trained = int(job.facts["parameters"]), int(job.facts["trained"])
+    result = trained if job.recipe.lora.rank and not job.facts["merge"] else whole
+    return plan.disk(result, trained) + 4 * (2 * whole + trained)
+
+
+def best(rows: Rows) -> dict[str, Any] | None:
+    """The validation with the fewest words wrong, of equals the one with the lowest loss."""
+    checks = [row for row in rows if "valid" in row]
+    return min(checks, key=lambda row: (row["valid"]["wer"], row["valid"]["loss"]), default=None)
+
+
+def diagnosis(rows: Rows, plan: plan.Plan, recipe: config.CtcRecipe) -> tuple[str, str] | None:
+    """What is wrong when the last validations hold no words, and what to type; None when all is well.
+
+    CTC first learns to say nothing at all, and leaves that plateau only after many steps.
+    """
+    checks = [row for row in rows if "valid" in row][-2:]
+    if not checks or any(row["valid"]["empty"] < SILENT for row in checks):
+        return None
+    last = checks[-1]
+    problem = (
+        f"the model says nothing: {last['valid']['empty']:.0%} of the held-out transcripts are empty, "
+        f"{last['valid']['blank']:.0%} of the frames are blank, at step {last['step']} of {plan.steps}"
+    )
+    first = sum(row["loss"] for row in rows[:20]) / len(rows[:20])
+    latest = sum(row["loss"] for row in rows[-20:]) / len(rows[-20:])
+    if plan.steps < 1000 or latest < 0.9 * first:
+        return problem, f"--steps {3 * plan.steps}: it is still on CTC's plateau of blanks"
+    rate = recipe.train.learning_rate
+    return problem, (
+        f"--set train.learning_rate={3 * rate:g}; where that does not help, listen whether the texts "
+        "belong to the recordings"
+    )
+
+
+def _keep(trainee: Trainee, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    with replacing(path) as beside:
+        save_file(
+            {name: value.detach().cpu().contiguous() for name, value in trainee.weights().items()},
+            beside,
+        )
+
+
+def _finish(job: Job, trainee: Trainee) -> None:
+    from safetensors.torch import load_file
+
+    folder, rows = job.run.folder, job.run.rows("metrics.jsonl")
+    if (folder / BEST).is_file():
+        trainee.load_state_dict(load_file(folder / BEST), strict=False)
+    trainee.eval()
+    card = report.recogniser_card(
+        facts=job.facts, recipe=job.recipe, tokenizer=job.tokenizer, rows=rows, best=best(rows)
+    )
+    (adapters,) = trainee.adapters
+    made = trainee.recogniser
+    if adapters is None:
+        with replacing(folder / "model") as beside:
+            recognisers.save(made, beside, card)
+        return
+    if not (folder / "adapter").is_dir():
+        with replacing(folder / "adapter") as beside:
+            adapters.save_pretrained(beside, save_embedding_layers=False)
+            made.model.config.save_pretrained(beside)
+            tokenizers.save(made.tokenizer, beside, made.normalise)
+            told = {**job.facts["base"], "layers": job.recipe.model.layers}
+            (beside / BASE).write_text(report.json_text(told), encoding="utf-8")
+            (beside / "README.md").write_text(card, encoding="utf-8")
+    if job.facts["merge"]:
+        merged = replace(made, model=adapters.merge_and_unload())
+        with replacing(folder / "model") as beside:
+            recognisers.save(merged, beside, card)
+
+
+def _tokenizer_files(tokenizer: Tokenizer, normalise: bool) -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as name:
+        tokenizers.save(tokenizer, Path(name), normalise)
+        files = sorted(path for path in Path(name).rglob("*") if path.is_file())
+        return {f"{TOKENIZER}/{path.relative_to(name)}": path.read_bytes() for path in files}
+
+
+def _run_for(transcribed: Sequence[str | Path], out: Path | None, resume: bool) -> Run:
+    if out is not None:
+        return Run(out)
+    if resume:
+        newest = newest_run(Path("runs"), finished=False, kind="finetune-ctc")
+        if newest is None:
+            raise DistilkitError(
+                "no unfinished fine-tuning under `runs`",
+                "distilkit finetune-ctc DATA --tokenizer DIR",
+            )
+        return newest
+    name = Path(transcribed[0]).resolve().stem if transcribed else "run"
+    return Run(free_folder(Path("runs") / f"{name}-ctc"))
+
+
+def _reopen(run: Run) -> Job:
+    facts = run.read()
+    if facts["kind"] != "finetune-ctc":
+        raise DistilkitError(
+            f"`{run.folder}` is a run of `distilkit {facts['kind']}`",
+            f"distilkit {facts['kind']} --resume --out {run.folder}",
+        )
+    settings = config.parse_recipe(
+        tomllib.loads((run.folder / "recipe.toml").read_text(encoding="utf-8")),
+        str(run.folder),
+        config.CtcRecipe,
+    )
+    if run.finished and not (facts["merge"] and (run.folder / "adapter").is_dir()):
+        raise DistilkitError(
+            f"`{run.folder}` is finished: its recogniser is in `{run.result}`",
+            "distilkit finetune-ctc DATA --tokenizer DIR --out DIR for another run",
+        )
+    base = facts["base"]
+    _, checkpoint = teachers.load(base["source"] if Path(base["source"]).exists() else base["name"])
+    if fingerprint(checkpoint.model) != base["fingerprint"]:
+        raise DistilkitError(
+            f"the model `{base['name']}` is not the one that `{run.folder}` began with",
+            "put the old one back, or start a new run with another --out",
+        )
+    windows, valid = data.load_windows(run.folder / "audio.jsonl.gz")
+    kept = dict(facts["plan"])
+    plan.device(config.Train(device=kept["device"]))  # an error where that device is gone
+    kept["choices"] = tuple(plan.Choice(**choice) for choice in kept["choices"])
+    return Job(
+        run=run,
+        recipe=settings,
+        checkpoint=checkpoint,
+        tokenizer=tokenizers.load(run.folder / TOKENIZER),
+        train=windows,
+        valid=valid,
+        plan=plan.Plan(**kept),
+        resumed=True,
+        facts=facts,
+        collection=None,
+    )

@@ -1,0 +1,323 @@
+"""Recognisers: an encoder, a CTC head and a tokenizer, made exact, in folders that stock transformers loads.
+
+Letters in names: B clips in a batch, S samples, T frames, K tokens.
+"""
+
+import copy
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.functional import log_softmax
+from transformers import (
+    Data2VecAudioForCTC,
+    HubertForCTC,
+    PreTrainedConfig,
+    Wav2Vec2ForCTC,
+    WavLMForCTC,
+)
+
+from distilkit import config, hub, layer_mix, teachers, tokenizers
+from distilkit.audio import HOP_SAMPLES, SAMPLE_RATE, Samples, frames
+from distilkit.encoder import Encoder, encode, exact, fingerprint, front_norm
+from distilkit.errors import DistilkitError
+from distilkit.layer_mix import MixedHubertForCTC
+from distilkit.teachers import Checkpoint, huggingface
+from distilkit.teachers.weights import UNUSED, refuse
+from distilkit.tokenizers import Tokenizer
+
+Model: TypeAlias = HubertForCTC | Wav2Vec2ForCTC | WavLMForCTC | Data2VecAudioForCTC
+MODELS: dict[str, type[Model]] = {
+    "hubert": HubertForCTC,
+    "wav2vec2": Wav2Vec2ForCTC,
+    "wavlm": WavLMForCTC,
+    "data2vec-audio": Data2VecAudioForCTC,
+}
+WINDOW_SECONDS = 30.0  # long recordings are heard in such windows ...
+CONTEXT_SECONDS = 5.0  # ... of which this much at either end only serves its neighbour
+ADAPTER = "adapter_config.json"
+BASE = "base.json"  # beside an adapter: which model it was trained on
+
+LogProbs = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recogniser:
+    """A model with a CTC head, and the tokenizer of that head."""
+
+    model: Model
+    tokenizer: Tokenizer
+    normalise: bool  # whether it wants zero-mean, unit-variance waveforms
+    notes: tuple[str, ...] = ()
+
+    @property
+    def encoder(self) -> Encoder:
+        """The model without its head."""
+        inner = getattr(self.model, self.model.base_model_prefix)
+        return Encoder(model=inner, normalise=self.normalise)
+
+
+def build(checkpoint: Checkpoint, tokenizer: Tokenizer, settings: config.Recogniser) -> Recogniser:
+    """A new recogniser on a pre-trained encoder; its head knows nothing yet.
+
+    Args:
+        checkpoint: the encoder, of any family.
+        tokenizer: decides the size of the head; its padding token is CTC's blank.
+        settings: dropout, what the head reads, whether the encoder's weights are kept.
+
+    Raises:
+        DistilkitError: a weighted sum of layers over another family than HuBERT.
+    """
+    shape = copy.deepcopy(checkpoint.model.config)
+    shape.update(
+        {
+            "vocab_size": len(tokenizer),
+            "pad_token_id": tokenizer.blank,
+            "bos_token_id": None,
+            "eos_token_id": None,
+            "ctc_loss_reduction": "mean",
+            "ctc_zero_infinity": True,
+            "final_dropout": settings.dropout,
+            "hidden_dropout": settings.dropout,
+            "attention_dropout": settings.dropout,
+            "activation_dropout": settings.dropout,
+            "layerdrop": 0.0,
+            # Which frames are hidden in training is ours to say, and nothing else is hidden.
+            "apply_spec_augment": True,
+            "mask_time_prob": getattr(shape, "mask_time_prob", 0.0) or 0.05,
+            "mask_feature_prob": 0.0,
+        }
+    )
+    kind = MODELS[checkpoint.family]
+    if settings.layers == "weighted":
+        if checkpoint.family != "hubert":
+            raise DistilkitError(
+                f"`model.layers` cannot be `weighted` for a {checkpoint.family} model, only for a HuBERT",
+                "--set model.layers=last",
+            )
+        kind = MixedHubertForCTC
+    shape.architectures = [kind.__name__]
+    model = kind(shape)
+    inner = getattr(model, model.base_model_prefix)
+    if settings.start == "pretrained":
+        found = inner.load_state_dict(checkpoint.model.state_dict(), strict=False)
+        refuse(
+            f"the weights of `{checkpoint.source}` do not fit a recogniser",
+            missing=[name for name in found.missing_keys if name != UNUSED],
+            unexpected=[name for name in found.unexpected_keys if name != UNUSED],
+            misshaped=[],
+        )
+    exact(inner)
+    return Recogniser(model=model, tokenizer=tokenizer, normalise=checkpoint.normalise)
+
+
+def logits(
+    model: Model,
+    encoder: Encoder,
+    wave_BS: Tensor,
+    lengths: Sequence[int],
+    hidden_BT: Tensor | None = None,
+) -> Tensor:
+    """Logits (B, T, K) of padded waveforms, the same for each clip as alone.
+
+    Args:
+        model: a recogniser's model, its adapters in place.
+        encoder: the model's encoder.
+        wave_BS: mono float samples at 16 kHz.
+        lengths: samples of each clip.
+        hidden_BT: frames that the transformer sees masked.
+    """
+    if isinstance(model, MixedHubertForCTC):
+        states = encode(encoder, wave_BS, lengths, range(encoder.depth + 1), hidden_BT)
+        state_BTD = model.layer_mix(states)
+    else:
+        (state_BTD,) = encode(encoder, wave_BS, lengths, [encoder.depth], hidden_BT)
+    scores: Tensor = model.lm_head(model.dropout(state_BTD))
+    return scores
+
+
+# ------------------------------------------------------------------------------------ listening
+
+
+def hear(recogniser: Recogniser, clips: Sequence[Samples], device: str) -> list[LogProbs]:
+    """Logarithms of the tokens' probabilities, (T, K) for each clip, none depending on the others.
+
+    Args:
+        recogniser: in evaluation mode, on `device`.
+        clips: mono float32 samples at 16 kHz, at least one frame each.
+        device: torch device.
+    """
+    lengths = [len(clip) for clip in clips]
+    wave_BS = torch.nn.utils.rnn.pad_sequence(
+        [torch.from_numpy(np.ascontiguousarray(clip)) for clip in clips], batch_first=True
+    )
+    with torch.inference_mode():
+        scores_BTK = logits(recogniser.model, recogniser.encoder, wave_BS.to(device), lengths)
+        found_BTK = log_softmax(scores_BTK.float(), dim=-1).cpu().numpy()
+    return [found_BTK[i, : frames(length)] for i, length in enumerate(lengths)]
+
+
+def hear_stream(
+    recogniser: Recogniser, blocks: Iterator[Samples], device: str
+) -> Iterator[LogProbs]:
+    """The same for a recording of any length, piece by piece, (t, K) each, at flat memory.
+
+    Windows are those of transformers' pipeline with `chunk_length_s=30`: of two neighbours that
+    overlap, each gives the half that is nearer to its middle. A recording of up to one window is heard whole.
+
+    Args:
+        recogniser: in evaluation mode, on `device`.
+        blocks: mono float32 samples at 16 kHz, as they come.
+        device: torch device.
+    """
+    window = int(WINDOW_SECONDS * SAMPLE_RATE)
+    context = int(CONTEXT_SECONDS * SAMPLE_RATE)
+    waiting, lead = np.zeros(0, np.float32), 0
+    while True:
+        parts = [waiting]
+        while sum(map(len, parts)) <= window and (block := next(blocks, None)) is not None:
+            parts.append(block)
+        waiting = np.concatenate(parts)
+        last = len(waiting) <= window
+        if frames(min(len(waiting), window)) > lead:
+            (piece_TK,) = hear(recogniser, [waiting[:window]], device)
+            yield piece_TK[lead : None if last else (window - context) // HOP_SAMPLES]
+        if last:
+            return
+        waiting = waiting[window - 2 * context :]
+        lead = context // HOP_SAMPLES
+
+
+# ---------------------------------------------------------------------------------------- files
+
+
+def load(name: str) -> Recogniser:
+    """A recogniser of ours, or any with CTC that transformers loads: a folder, a run or a hub id.
+
+    An adapter is merged into the model that it was trained on.
+
+    Raises:
+        DistilkitError: nothing there, no CTC head, no tokenizer or another model's, damaged files.
+    """
+    path = hub.locate(name)
+    if not (path / "config.json").is_file():
+        raise DistilkitError(
+            f"`{name}` is not a folder with a recogniser: it has no config.json",
+            "distilkit finetune-ctc DATA --tokenizer DIR makes one",
+        )
+    if (path / ADAPTER).is_file():
+        return _adapted(path)
+    shape = huggingface.configuration(path)
+    mixed = shape.architectures == [MixedHubertForCTC.__name__]
+    kind = MixedHubertForCTC if mixed else MODELS[shape.model_type]
+    if not str((shape.architectures or [kind.__name__])[0]).endswith("ForCTC"):
+        raise _no_head(name, shape)
+    model, found = huggingface.weights(path, shape, kind)
+    if any(key.startswith("lm_head") for key in found["missing_keys"]):
+        raise _no_head(name, shape)
+    unused = f"{model.base_model_prefix}.{UNUSED}"
+    refuse(
+        f"the weights in `{path}` do not fit its config.json",
+        missing=[f"`{key}`" for key in found["missing_keys"] - {unused}],
+        unexpected=[f"`{key}`" for key in found["unexpected_keys"] - {unused}],
+        misshaped=[f"`{key}`" for key, *_ in found["mismatched_keys"]],
+    )
+    exact(getattr(model, model.base_model_prefix))
+    normalise, assumed = huggingface.normalises(path, front_norm(shape))
+    return Recogniser(
+        model=model.eval(),
+        tokenizer=_tokenizer(path, shape),
+        normalise=normalise,
+        notes=(assumed,) if assumed else (),
+    )
+
+
+def _no_head(name: str, shape: PreTrainedConfig) -> DistilkitError:
+    of = f"a `{(shape.architectures or [shape.model_type])[0]}`"
+    return DistilkitError(
+        f"`{name}` is no recogniser: it is {of}, without a CTC head",
+        f"distilkit finetune-ctc DATA --tokenizer DIR --model {name}",
+    )
+
+
+def _tokenizer(path: Path, shape: PreTrainedConfig) -> Tokenizer:
+    tokenizer = tokenizers.load(path)
+    if len(tokenizer) > shape.vocab_size:
+        raise DistilkitError(
+            f"the tokenizer in `{path}` is another model's: it has {len(tokenizer)} tokens, "
+            f"the model's head {shape.vocab_size}",
+            "put the tokenizer that it was trained with beside it",
+        )
+    if shape.pad_token_id is not None and shape.pad_token_id != tokenizer.blank:
+        raise DistilkitError(
+            f"the tokenizer in `{path}` is another model's: its blank is token {tokenizer.blank}, "
+            f"the model's {shape.pad_token_id}",
+            "put the tokenizer that it was trained with beside it",
+        )
+    return tokenizer
+
+
+def _adapted(path: Path) -> Recogniser:
+    """What an adapter makes of the model that it was trained on."""
+    from peft import PeftModel
+
+    told = base_of(path)
+    _, checkpoint = teachers.load(told["source"] if Path(told["source"]).exists() else told["name"])
+    if fingerprint(checkpoint.model) != told["fingerprint"]:
+        raise DistilkitError(
+            f"the model `{told['name']}` is not the one that the adapter in `{path}` was trained on",
+            "put the old one back, or fine-tune again",
+        )
+    settings = config.Recogniser(layers=told["layers"])
+    made = build(checkpoint, tokenizers.load(path), settings)
+    try:
+        merged = PeftModel.from_pretrained(made.model, path).merge_and_unload()
+    except Exception as error:  # of peft, safetensors and JSON alike
+        reason = str(error).strip().split("\n")[0]
+        raise DistilkitError(f"the adapter in `{path}` cannot be loaded: {reason}") from error
+    return Recogniser(model=merged.eval(), tokenizer=made.tokenizer, normalise=made.normalise)
+
+
+def base_of(adapter: Path) -> dict[str, Any]:
+    """Which model an adapter was trained on: its name, where it lay, its fingerprint.
+
+    Raises:
+        DistilkitError: the adapter does not say.
+    """
+    try:
+        told: dict[str, Any] = json.loads((adapter / BASE).read_text(encoding="utf-8"))
+        return {key: told[key] for key in ("name", "source", "fingerprint", "layers")}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DistilkitError(
+            f"`{adapter}` holds an adapter, but no {BASE} that names its model",
+            "merge it into its model with peft's `merge_and_unload` and save that",
+        ) from error
+
+
+def save(recogniser: Recogniser, folder: Path, card: str) -> None:
+    """Write a recogniser as a Hugging Face folder: config, weights, tokenizer, feature extractor, card."""
+    folder.mkdir(parents=True)
+    model = recogniser.model
+    shape = copy.deepcopy(model.config)
+    shape.architectures = [type(model).__name__]
+    shape.dtype = "float32"
+    if isinstance(model, MixedHubertForCTC):
+        source = Path(layer_mix.__file__)
+        shutil.copyfile(source, folder / source.name)
+        shape.auto_map = {"AutoModelForCTC": f"{source.stem}.{MixedHubertForCTC.__name__}"}
+    shape.save_pretrained(folder)
+    weights = {
+        name: tensor.detach().float().cpu().contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    tokenizers.save(recogniser.tokenizer, folder, recogniser.normalise)
+    (folder / "README.md").write_text(card, encoding="utf-8")

@@ -1,0 +1,208 @@
+"""From recordings to text: files and folders, of any length at flat memory, with times of words when asked.
+
+Letters in names: T frames, K tokens.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from distilkit import config
+from distilkit.audio import FRAME_RATE, FRAME_SAMPLES, SAMPLE_RATE, Samples, decode
+from distilkit.batches import in_order
+from distilkit.data import Found, Skipped, find
+from distilkit.data.find import shown
+from distilkit.decode import FORMATS, Search, Transcript, Word, decoded, following, words
+from distilkit.errors import DistilkitError
+from distilkit.recognisers import WINDOW_SECONDS, LogProbs, Recogniser, hear, hear_stream
+from distilkit.runs import write_text
+from distilkit.tokenizers import DELIMITER, SPACE, Tokenizer
+
+SEGMENT_SECONDS = 30.0  # how much of a recording is decoded and aligned at once
+BATCH_SECONDS = 60.0  # audio in memory at once, padding counted
+POOL_SECONDS = 480.0  # read ahead, so that clips of similar length share a batch
+TIMED: tuple[config.TranscriptFormat, ...] = (
+    "srt",
+    "vtt",
+)  # formats that are nothing without times
+
+
+def transcribe(
+    inputs: Sequence[str | Path],
+    recogniser: Recogniser,
+    *,
+    search: Search | None = None,
+    timed: bool = False,
+    device: str = "cpu",
+) -> Iterator[Transcript | Skipped]:
+    """Write down what is said in every recording, in order; files that are not audio are skipped.
+
+    Args:
+        inputs: audio files, folders, lhotse manifests.
+        recogniser: the model and its tokenizer.
+        search: beam search; greedy decoding when None.
+        timed: whether to find out when each word is said.
+        device: torch device to compute on.
+
+    Raises:
+        DistilkitError: an input is missing.
+    """
+    recogniser.model.to(device).eval()
+    waiting: list[tuple[Found, Samples]] = []
+
+    def told(item: Found, pieces: Iterable[LogProbs]) -> Transcript:
+        text, found = written(pieces, recogniser.tokenizer, search, timed)
+        return Transcript(file=item.id, text=text, words=found)
+
+    def flush() -> Iterator[Transcript]:
+        clips = [clip for _, clip in waiting]
+        heard: dict[int, LogProbs] = {}
+        for chosen in in_order([len(clip) for clip in clips], BATCH_SECONDS):
+            rows = hear(recogniser, [clips[place] for place in chosen], device)
+            heard |= dict(zip(chosen, rows, strict=True))
+        for place, (item, _) in enumerate(waiting):
+            yield told(item, [heard[place]])
+        waiting.clear()
+
+    for item in find(inputs):
+        if not item.audio:
+            yield Skipped(path=shown(item.path), reason=item.reason, kind="not audio")
+            continue
+        try:
+            blocks = decode(item.path).blocks
+            head = _take(blocks, int(WINDOW_SECONDS * SAMPLE_RATE))
+            if len(head) < FRAME_SAMPLES:
+                raise DistilkitError(
+                    f"{len(head) / SAMPLE_RATE:.3f} s is shorter than one frame (0.025 s)"
+                )
+            if len(head) > WINDOW_SECONDS * SAMPLE_RATE:
+                yield from flush()
+                yield told(item, hear_stream(recogniser, chain([head], blocks), device))
+                continue
+        except DistilkitError as error:
+            yield from flush()
+            yield Skipped(
+                path=shown(item.path), reason=shown(error.about(item.path)), kind="unusable"
+            )
+            continue
+        waiting.append((item, head))
+        if sum(len(clip) for _, clip in waiting) >= POOL_SECONDS * SAMPLE_RATE:
+            yield from flush()
+    yield from flush()
+
+
+def _take(blocks: Iterator[Samples], most: int) -> Samples:
+    """More than `most` samples, or all there are."""
+    parts = [np.zeros(0, np.float32)]
+    while sum(map(len, parts)) <= most and (block := next(blocks, None)) is not None:
+        parts.append(block)
+    return np.concatenate(parts)
+
+
+def written(
+    pieces: Iterable[LogProbs], tokenizer: Tokenizer, search: Search | None, timed: bool
+) -> tuple[str, list[Word] | None]:
+    """The text of a recording, and its words with their times when asked.
+
+    Args:
+        pieces: logarithms of the tokens' probabilities, (t, K) each, in order.
+        tokenizer: of the model.
+        search: beam search; greedy decoding when None.
+        timed: whether to align.
+    """
+    ids: list[int] = []
+    found: list[Word] = []
+    context = None
+    for start, rows_TK, last in segments(pieces, tokenizer):
+        said = decoded(rows_TK, tokenizer, search, context=context, ends=last)
+        if search is not None and search.model is not None:
+            context = following(said, tokenizer, search.model, context)
+        ids += said
+        if timed:
+            found += words(rows_TK, said, tokenizer, start / FRAME_RATE)
+    return tokenizer.decode(ids, frames=False), found if timed else None
+
+
+def segments(
+    pieces: Iterable[LogProbs], tokenizer: Tokenizer
+) -> Iterator[tuple[int, LogProbs, bool]]:
+    """Pieces of at most `SEGMENT_SECONDS`, cut between words: first frame, (t, K), whether the last.
+
+    Joined, their greedy tokens are those of the whole.
+    """
+    most = int(SEGMENT_SECONDS * FRAME_RATE)
+    waiting, start = np.zeros((0, len(tokenizer)), np.float32), 0
+    for piece_TK in pieces:
+        waiting = np.concatenate([waiting, piece_TK]) if len(waiting) else piece_TK
+        while len(waiting) > most:
+            cut = _between_words(waiting[:most], tokenizer)
+            yield start, waiting[:cut], False
+            waiting, start = waiting[cut:], start + cut
+    yield start, waiting, True
+
+
+def _between_words(rows_TK: LogProbs, tokenizer: Tokenizer) -> int:
+    """The frame in the second half that begins the next segment, in the longest pause there is.
+
+    Where no word ends, it is the middle of the longest stretch of blanks; without any, the end.
+    """
+    path_T = rows_TK.argmax(1)
+    ends_K = np.array([name == DELIMITER for name in tokenizer.tokens])
+    begins_K = np.array([name.startswith(SPACE) for name in tokenizer.tokens])
+    blank_T = path_T == tokenizer.blank
+    pause_T = _runs(blank_T | ends_K[path_T])
+    new_T = np.concatenate([[True], path_T[1:] != path_T[:-1]])
+    after_T = new_T & np.concatenate([[False], ends_K[path_T[:-1]]])  # behind the end of a word
+    before_T = new_T & begins_K[path_T]  # at the first token of the next
+    half = len(path_T) // 2
+    around_T = np.maximum(pause_T, np.concatenate([[0], pause_T[:-1]]))
+    worth_T = np.where(after_T | before_T, around_T + 1, 0)[half:]
+    if worth_T.any():
+        return half + int(worth_T.argmax())
+    silent_T = _runs(blank_T)[half:]
+    if silent_T.any():
+        longest = np.flatnonzero(silent_T == silent_T.max())
+        return half + int(longest[len(longest) // 2])
+    return len(path_T)
+
+
+def _runs(inside_T: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """For each frame that is inside, how long its stretch is; 0 for the others."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], inside_T, [False]]).astype(np.int8)))
+    lengths_T = np.zeros(len(inside_T), np.int64)
+    for first, last in edges.reshape(-1, 2):
+        lengths_T[first:last] = last - first
+    return lengths_T
+
+
+def targets(
+    inputs: Sequence[str | Path], out: Path, format: config.TranscriptFormat
+) -> Callable[[Transcript], Path]:
+    """Where each transcript is to be written: `out` itself for one file, else a file below it.
+
+    Raises:
+        DistilkitError: something is there already.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise DistilkitError(f"`{out}` is there already", "another --out")
+    if len(inputs) == 1 and not Path(inputs[0]).is_dir() and out.suffix == f".{format}":
+        return lambda _: out
+    taken: dict[str, str] = {}
+
+    def place(transcript: Transcript) -> Path:
+        stem = transcript.file.rpartition(".")[0] or transcript.file
+        name = (
+            stem if taken.setdefault(stem, transcript.file) == transcript.file else transcript.file
+        )
+        return out / f"{name}.{format}"
+
+    return place
+
+
+def write(transcript: Transcript, path: Path, format: config.TranscriptFormat) -> None:
+    """Write a transcript into a file of its own, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, FORMATS[format](transcript))

@@ -1,0 +1,293 @@
+"""The command line from recordings with text to a recogniser, and from there to text and error rates."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import soundfile
+from conftest import Run, voice
+
+from distilkit import decode, ngram
+
+QUICK = [
+    "--recipe", "ctc-tiny", "--steps", "4", "--set", "train.precision=fp32", "--set", "train.device=cpu",
+    "--set", "data.valid_fraction=0.25", "--set", "train.validate_every=2",
+]  # fmt: skip
+
+
+@pytest.fixture
+def tuned(
+    run: Run, transcribed: Path, teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A fine-tuned run, made once by the commands themselves."""
+    place = tmp_path_factory.getbasetemp() / "tuned"
+    if not place.exists():
+        code, out, err = run("tokenizer", transcribed, "--out", "tokens")
+        assert (code, out) == (0, "tokens\n"), err
+        code, out, err = run(
+            "finetune-ctc", transcribed, "--tokenizer", "tokens", "--model", teacher_folder, *QUICK,
+            "--out", "runs/said",
+        )  # fmt: skip
+        assert (code, out) == (0, "runs/said/model\n"), err
+        assert "model         " in err
+        assert "held out" in err
+        assert "4 of 4: loss" in err
+        assert "kept step" in err
+        assert "warning: the model says nothing" in err or "words wrong" in err
+        shutil.copytree("runs/said", place)
+    Path("runs").mkdir(exist_ok=True)
+    if not Path("runs/said").exists():
+        shutil.copytree(place, "runs/said")
+    return Path("runs/said")
+
+
+def test_transcribe_prints_or_writes_every_format(run: Run, tuned: Path, transcribed: Path) -> None:
+    clip = transcribed / "clip00.flac"
+    code, out, err = run("transcribe", clip)
+    assert code == 0
+    assert out.count("\n") == 1
+    assert "model: runs/said/model (no --model given)" in err
+    code, out, _ = run("transcribe", clip, "--format", "json", "--timestamps")
+    document = json.loads(out)
+    assert document["file"] == "clip00.flac"
+    assert isinstance(document["words"], list)
+    code, out, _ = run("transcribe", clip, "--format", "vtt")
+    assert out.startswith("WEBVTT")
+    code, out, _ = run("transcribe", transcribed)
+    assert [line.partition("\t")[0] for line in out.splitlines()] == [
+        f"clip{n:02d}.flac" for n in range(16)
+    ]
+    code, out, _ = run("transcribe", transcribed, "--format", "srt", "--out", "texts")
+    assert (code, out) == (0, "texts\n")
+    assert sorted(path.name for path in Path("texts").iterdir()) == [
+        f"clip{n:02d}.srt" for n in range(16)
+    ]
+
+
+def test_transcribe_with_a_language_model(
+    run: Run, tuned: Path, transcribed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, err = run("lm", transcribed, "--out", "a.arpa", "--tokenizer", tuned / "tokenizer")
+    assert (code, out) == (0, "a.arpa\n"), err
+    asked = []
+
+    def beam(rows: object, tokenizer: object, model: object, **options: object) -> list[int]:
+        asked.append((model, options))
+        return []
+
+    monkeypatch.setattr(decode, "beam", beam)
+    clip = transcribed / "clip01.flac"
+    code, _, _ = run("transcribe", clip, "--lm", "a.arpa", "--lm-weight", "5", "--word-bonus", "9")
+    assert code == 0
+    ((model, options),) = asked
+    assert isinstance(model, ngram.NGram)
+    assert model.knows("keeper")
+    assert (options["width"], options["weight"], options["bonus"]) == (32, 5.0, 9.0)
+    code, _, _ = run("transcribe", clip, "--beam", "4")
+    assert code == 0
+    assert asked[1][0] is None
+    assert asked[1][1]["width"] == 4
+    run("transcribe", clip)
+    assert len(asked) == 2  # greedy
+
+
+def test_evaluate_counts_and_compares(
+    run: Run, tuned: Path, transcribed: Path, teacher_folder: Path
+) -> None:
+    code, out, err = run("evaluate", transcribed, "--model", tuned, "--out", "each.jsonl")
+    assert code == 0, err
+    assert "16 utterances" in out
+    assert "by speaker" in out
+    assert "worst utterances" in out
+    assert "REF: " in out
+    assert len(Path("each.jsonl").read_text().splitlines()) == 16
+    code, out, _ = run("evaluate", transcribed, "--against", tuned / "model", "--json")
+    document = json.loads(out)
+    assert document["wer_interval"][0] <= document["wer"] <= document["wer_interval"][1]
+    assert document["against"]["wer_difference"] == 0.0
+    assert document["utterances"] == 16
+    code, _, err = run("evaluate", transcribed, "--out", "each.jsonl")
+    assert code == 1
+    assert "error: `each.jsonl` is there already" in err
+
+
+def test_adapters_through_the_command_line(
+    run: Run, tuned: Path, transcribed: Path, teacher_folder: Path
+) -> None:
+    code, out, err = run(
+        "finetune-ctc", transcribed, "--tokenizer", tuned / "tokenizer", "--model", teacher_folder, *QUICK,
+        "--lora", "--rank", "2", "--out", "runs/small", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "adapters of rank 2" in err
+    document = json.loads(out)
+    assert document["model"] == "runs/small/adapter"
+    assert document["best"]["step"] in (2, 4)
+    code, text, err = run("transcribe", transcribed / "clip00.flac", "--model", "runs/small")
+    assert code == 0, err
+
+
+def test_a_plan_writes_nothing(
+    run: Run, tuned: Path, transcribed: Path, teacher_folder: Path
+) -> None:
+    before = sorted(Path().rglob("*"))
+    code, out, _ = run(
+        "finetune-ctc", transcribed, "--tokenizer", tuned / "tokenizer", "--model", teacher_folder, *QUICK, "--plan", "--json",
+    )  # fmt: skip
+    assert code == 0
+    assert json.loads(out)["steps"] == 4
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_inspect_transcribed_recordings_and_the_run(
+    run: Run, tuned: Path, transcribed: Path
+) -> None:
+    code, out, _ = run("inspect", transcribed, "--json")
+    document = json.loads(out)
+    assert document["is"] == "recordings with text (audiofolder)"
+    assert (document["utterances"], document["speakers"]) == (16, 4)
+    assert document["rare characters"] == {"!": 4, ",": 4, "T": 4, "w": 4}
+    code, out, _ = run("inspect", tuned)
+    assert "a fine-tuning run" in out
+    assert "held-out words wrong" in out
+
+
+def test_the_newest_student_is_what_is_tuned_and_embedded(
+    run: Run, tuned: Path, transcribed: Path
+) -> None:
+    """A run of fine-tuning is no student: without --model it is not taken for one."""
+    code, _, err = run("embed", transcribed / "clip00.flac")
+    assert code == 1
+    assert "ntu-spml/distilhubert (no --model given)" in err
+    code, out, err = run("embed", transcribed / "clip00.flac", "--model", tuned)
+    assert code == 0, err
+
+
+ERRORS = {
+    "nothing given": (
+        ["finetune-ctc"],
+        "no recordings given",
+        "distilkit finetune-ctc ./my_speech --tokenizer ./my_tokens",
+    ),
+    "no tokenizer": (
+        ["finetune-ctc", "SAID"],
+        "no tokenizer given",
+        "distilkit tokenizer SAID --out DIR, then --tokenizer DIR",
+    ),
+    "rank without lora": (
+        ["finetune-ctc", "SAID", "--tokenizer", "t", "--rank", "4"],
+        "`--rank 4` without adapters",
+        "--lora --rank 4",
+    ),
+    "merge without lora": (
+        ["finetune-ctc", "SAID", "--tokenizer", "t", "--merge"],
+        "`--merge` without adapters",
+        "--lora --merge",
+    ),
+    "a recipe to distil": (
+        ["finetune-ctc", "SAID", "--tokenizer", "t", "--recipe", "paper"],
+        "recipe `ROOT/recipes/paper.toml` is for `distilkit distill`, not for `distilkit finetune-ctc`",
+        "distilkit recipes",
+    ),
+    "a recipe to fine-tune": (
+        ["distill", "SAID", "--recipe", "ctc", "--teacher", "tiny"],
+        "recipe `ROOT/recipes/ctc.toml` is for `distilkit finetune-ctc`, not for `distilkit distill`",
+        "distilkit recipes",
+    ),
+    "no such model": (
+        ["transcribe", "SAID", "--model", "./none"],
+        "no such model: `./none` is neither a path that exists nor a hub id (`owner/name`)",
+        "",
+    ),
+    "an encoder": (
+        ["transcribe", "SAID", "--model", "TEACHER"],
+        "`TEACHER` is no recogniser: it is a `HubertModel`, without a CTC head",
+        "distilkit finetune-ctc DATA --tokenizer DIR --model TEACHER",
+    ),
+    "no recogniser": (
+        ["transcribe", "SAID"],
+        "no recogniser under `runs`",
+        "--model DIR, or distilkit finetune-ctc DATA --tokenizer DIR",
+    ),
+    "times in plain text": (
+        ["transcribe", "SAID", "--timestamps"],
+        "`--timestamps` has no place in `--format txt`",
+        "--format json",
+    ),
+    "subtitles of a folder": (
+        ["transcribe", "SAID", "--format", "srt", "--model", "TEACHER"],
+        "`--format srt` of several files needs a folder",
+        "--out FOLDER",
+    ),
+    "no language model": (
+        ["transcribe", "SAID", "--model", "TEACHER", "--lm", "none.arpa"],
+        "no language model `none.arpa`",
+        "",
+    ),
+    "sound without text": (
+        ["evaluate", "SOUND", "--model", "MADE"],
+        "no text in `SOUND`: 12 audio file(s)",
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_are_one_problem_and_one_hint(
+    name: str,
+    run: Run,
+    transcribed: Path,
+    speech: Path,
+    teacher_folder: Path,
+    letters: Path,
+    tmp_path: Path,
+) -> None:
+    root = Path(__file__).resolve().parents[1]
+    arguments, problem, hint = ERRORS[name]
+    named = {
+        "SAID": str(transcribed), "TEACHER": str(teacher_folder), "SOUND": str(speech), "ROOT": str(root),
+    }  # fmt: skip
+    if "MADE" in arguments:
+        from test_recognisers import made
+
+        from distilkit import recognisers
+
+        recognisers.save(made(teacher_folder, letters), tmp_path / "made", "#\n")
+        named["MADE"] = str(tmp_path / "made")
+
+    def filled(text: str) -> str:
+        for word, value in named.items():
+            text = text.replace(word, value)
+        return text
+
+    before = sorted(Path().rglob("*"))
+    code, out, err = run(*[filled(argument) for argument in arguments])
+    assert (code, out) == (1, ""), err
+    said = err[err.index("error: ") :]
+    assert said.startswith(f"error: {filled(problem)}"), said
+    assert filled(hint) in said
+    assert err.count("error:") == 1
+    assert "Traceback" not in err
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_what_cannot_be_transcribed_ends_with_status_1(
+    run: Run, tuned: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mixed").mkdir()
+    soundfile.write(tmp_path / "mixed" / "good.wav", voice(1.0, 1), 16_000)
+    (tmp_path / "mixed" / "bad.wav").write_bytes(b"RIFF")
+    code, out, err = run("transcribe", tmp_path / "mixed")
+    assert code == 1
+    assert out.startswith("good.wav\t")
+    assert "bad.wav: cannot be decoded" in err
+
+
+def test_resuming_keeps_everything(run: Run, tuned: Path) -> None:
+    shutil.rmtree(tuned / "model")
+    code, _, err = run("finetune-ctc", "--resume", "--out", tuned, "--seed", "3")
+    assert code == 1
+    assert "`train.seed=3` cannot change them" in err
+    code, out, err = run("finetune-ctc", "--resume")
+    assert (code, out) == (0, "runs/said/model\n"), err
