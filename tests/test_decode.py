@@ -498,10 +498,10 @@ def spoken(whole: str, each: float = 0.3, start: float = 0.0) -> list[Word]:
 
 
 def test_cues_break_at_pauses() -> None:
-    found = cues([*spoken("one two"), *spoken("three", start=1.39), *spoken("four", start=2.49)])
+    found = cues([*spoken("one two"), *spoken("three", start=1.395), *spoken("four", start=2.495)])
     assert [cue.text for cue in found] == ["one two three", "four"]
-    assert (found[0].start, found[1].end) == (0.0, pytest.approx(2.79))
-    assert found[0].end == pytest.approx(1.69)
+    assert (found[0].start, found[1].end) == (0.0, pytest.approx(2.795))
+    assert found[0].end == pytest.approx(1.695)
 
 
 def test_cues_break_after_seven_seconds_and_two_lines() -> None:

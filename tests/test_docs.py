@@ -99,7 +99,9 @@ def test_a_command_in_the_docs_can_be_typed(page: Path, line: str) -> None:
     words = _words(line)
     _parse(words)
     changes = [after for word, after in zip(words, words[1:], strict=False) if word == "--set"]
-    config.load_recipe("personal", [change for change in changes if change != "section.key=value"])
+    kind = config.CtcRecipe if words[:1] == ["finetune-ctc"] else config.Recipe
+    own = [change for change in changes if change != "section.key=value"]
+    config.load_recipe("ctc" if kind is config.CtcRecipe else "personal", own, kind)
 
 
 def test_the_docs_hold_commands() -> None:
@@ -184,14 +186,24 @@ def _first_cells(page: str) -> set[str]:
 
 def _choices() -> dict[str, tuple[set[str], set[str], str]]:
     """Name of a set of choices: the Literal, what the code offers, the page with a row for each."""
+    from distilkit.cli import transcribe as transcribe_command
+    from distilkit.decode import FORMATS
     from distilkit.embed import PACKERS
     from distilkit.objectives import OBJECTIVES
     from distilkit.students import ARCHITECTURES
+    from distilkit.tokenizers import KINDS
 
     def names(literal: object) -> set[str]:
         return set(get_args(literal))
 
     return {
+        "tokenizers": (names(config.TokenizerKind), set(KINDS), "guides/tokenizers.md"),
+        "transcripts": (names(config.TranscriptFormat), set(FORMATS), "guides/recognition.md"),
+        "transcripts of transcribe": (
+            names(transcribe_command.TranscriptFormat),
+            names(config.TranscriptFormat),
+            "guides/recognition.md",
+        ),
         "architectures": (
             names(config.Architecture),
             set(ARCHITECTURES),
@@ -213,7 +225,17 @@ def _choices() -> dict[str, tuple[set[str], set[str], str]]:
 
 
 @pytest.mark.parametrize(
-    "what", ["architectures", "objectives", "formats", "formats of embed", "pools of embed"]
+    "what",
+    [
+        "tokenizers",
+        "transcripts",
+        "transcripts of transcribe",
+        "architectures",
+        "objectives",
+        "formats",
+        "formats of embed",
+        "pools of embed",
+    ],
 )
 def test_names_are_the_same_in_settings_code_and_docs(what: str) -> None:
     literal, offered, page = _choices()[what]
@@ -227,11 +249,17 @@ def test_every_checkpoint_format_has_its_row() -> None:
     assert set(READERS) == _first_cells("reference/teachers.md")
 
 
+def test_every_layout_has_its_row() -> None:
+    from distilkit.data.transcripts import LAYOUTS
+
+    assert set(LAYOUTS) <= _first_cells("guides/transcribed-data.md")
+
+
 @pytest.mark.parametrize("name", config.recipe_names())
 def test_every_recipe_is_in_the_guide(name: str) -> None:
-    assert f"`{name}`" in _text(ROOT / "docs" / "guides" / "first-distillation.md") or (
-        f"--recipe {name}`" in _text(ROOT / "docs" / "guides" / "first-distillation.md")
-    )
+    page = {"distill": "first-distillation.md", "finetune-ctc": "recognition.md"}
+    text = _text(ROOT / "docs" / "guides" / page[config.recipe_kind(name)])
+    assert f"`{name}`" in text or f"--recipe {name}`" in text
 
 
 # ---------------------------------------------------------------------------------------- examples
@@ -257,8 +285,9 @@ def test_toml_in_the_docs_is_a_recipe(page: Path, body: str) -> None:
 
 
 def test_settings_named_in_prose_exist() -> None:
-    sections = {name: type(getattr(config.Recipe(), name)) for name in config.sections(config.Recipe)}
-    known = {f"{name}.{key}" for name, model in sections.items() for key in model.model_fields}
+    kinds = [config.sections(kind) for kind in config.RECIPES.values()]
+    sections = {name for kind in kinds for name in kind}
+    known = {f"{name}.{key}" for kind in kinds for name in kind for key in kind[name].model_fields}
     pattern = re.compile(rf"`(?:--set )?((?:{'|'.join(sections)})\.(?!py`)[a-z_0-9]+)[`=]")
     named = {(_name(page), key) for page in PAGES for key in pattern.findall(_text(page))}
     assert len(named) >= 10

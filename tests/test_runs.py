@@ -156,7 +156,10 @@ def test_the_newest_run(tmp_path: Path) -> None:
     assert begun_last is not None
     assert begun_last.folder.name == "new"
     (tmp_path / "old" / "student").mkdir()
-    found, finished = newest_run(tmp_path, finished=False, kind="distill"), newest_run(tmp_path, finished=True, kind="distill")
+    found, finished = (
+        newest_run(tmp_path, finished=False, kind="distill"),
+        newest_run(tmp_path, finished=True, kind="distill"),
+    )
     assert found is not None
     assert found.folder.name == "new"
     (tmp_path / "new" / "student").mkdir()

@@ -217,6 +217,8 @@ def test_blank_and_special_tokens(kind: str) -> None:
     assert tokenizer.tokens[:2] == ["<pad>", "<unk>"]
     assert {"<s>", "</s>"} & set(tokenizer.tokens) == set()
     assert len(tokenizer) == len(tokenizer.tokens) == len(set(tokenizer.tokens))
+    if kind == "char":  # in an order that does not change from one process to the next
+        assert tokenizer.tokens[2:] == ["|", *sorted(tokenizer.characters - {" "})]
 
 
 @KIND
@@ -669,6 +671,7 @@ def test_what_the_terminal_shows_is_harmless(run: Run, tmp_path: Path) -> None:
         ("lines --out it", "error: no such file or folder: `lines`"),
         ("dots.txt --out it", "error: the transcripts hold no text once they are normalised\n"),
     ],
+    ids=["there", "one size", "too large", "language", "missing", "no text"],
 )  # fmt: skip
 def test_the_command_refuses(arguments: str, said: str, run: Run, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
@@ -678,3 +681,18 @@ def test_the_command_refuses(arguments: str, said: str, run: Run, tmp_path: Path
     assert (code, out) == (1, "")
     assert err.startswith(said)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_folder_is_written_whole_or_not(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: Tokenizer, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "vocab.json").write_text("{")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tokenizers, "save", full)
+    code, out, err = run("lines.txt", "--out", "it")
+    assert (code, out) == (1, "")
+    assert err.startswith("error: cannot write `it`: No space left on device\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["lines.txt"]

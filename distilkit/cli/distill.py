@@ -91,7 +91,6 @@ def distill(
 
     from distilkit.cli import course
     from distilkit.distill import disk_bytes, measure, prepare
-    from distilkit.plan import clock
 
     job = prepare(
         audio or [],
@@ -107,6 +106,13 @@ def distill(
         console.say("measuring a few steps ...")
         course.show_plan(job, measure(job), disk_bytes(job), json)
         return
+    _train(job, json)
+
+
+def _train(job: "Job", json: bool) -> None:
+    from distilkit.cli import console
+    from distilkit.plan import clock
+
     seconds = follow(job)
     made = job.run.folder / "student"
     if json:

@@ -98,34 +98,43 @@ def evaluate(
         console.say(f"the tokenizer cannot write {listed}: they count as errors")
     if out is not None:
         judging.write(first, out)
+    other = (against, found[1]) if against else None
     if json:
-        documents = [_document(n, e) for n, e in zip([name, against], found, strict=False)]
-        if against:
-            by, (low, high) = judging.difference(*found)
-            documents[0]["against"] = documents[1] | {
-                "wer_difference": round(by, 5),
-                "wer_difference_interval": [round(low, 5), round(high, 5)],
-            }
-        console.document(documents[0])
+        console.document(_document(name, first) | _compared(first, other))
         return
     _show(name, first)
-    if against:
-        other = found[1]
-        by, (low, high) = judging.difference(first, other)
-        sure = "" if low <= 0 <= high else ": more than chance"
-        console.show(
-            console.table("", ("", "words wrong", "95% interval"), [_rate(against, other)]),
-            to_result=True,
-        )
-        console.result(
-            f"{against} has {abs(by):.1%} points {'more' if by > 0 else 'fewer'} words wrong "
-            f"({low:+.1%} to {high:+.1%}){sure}"
-        )
+    if other:
+        _show_other(first, *other)
 
 
-def _rate(name: str, found: "Evaluation") -> tuple[str, str, str]:
-    low, high = found.wer
-    return name, f"{found.errors.words.rate:.1%}", f"{low:.1%} to {high:.1%}"
+def _compared(first: "Evaluation", other: "tuple[str, Evaluation] | None") -> dict[str, Any]:
+    from distilkit.evaluate import difference
+
+    if other is None:
+        return {}
+    by, (low, high) = difference(first, other[1])
+    return {
+        "against": _document(*other)
+        | {
+            "wer_difference": round(by, 5),
+            "wer_difference_interval": [round(low, 5), round(high, 5)],
+        }
+    }
+
+
+def _show_other(first: "Evaluation", name: str, other: "Evaluation") -> None:
+    from distilkit.cli import console
+    from distilkit.evaluate import difference
+
+    by, (low, high) = difference(first, other)
+    sure = "" if low <= 0 <= high else ": more than chance"
+    low_wer, high_wer = other.wer
+    row = (name, f"{other.errors.words.rate:.1%}", f"{low_wer:.1%} to {high_wer:.1%}")
+    console.show(console.table("", ("", "words wrong", "95% interval"), [row]), to_result=True)
+    console.result(
+        f"{name} has {abs(by):.1%} points {'more' if by > 0 else 'fewer'} words wrong "
+        f"({low:+.1%} to {high:+.1%}){sure}"
+    )
 
 
 def _show(name: str, found: "Evaluation") -> None:
