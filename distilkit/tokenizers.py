@@ -39,10 +39,12 @@ JOINERS = re.compile("[\u200c\u200d]+")  # ZWNJ and ZWJ
 JOINED = 0x0530  # Latin, Greek and Cyrillic letters lie below; joiners say nothing between them
 VIRAMA = 9  # combining class of signs that silence a vowel, as in Indian scripts
 RESERVED = re.compile(r"[|▁▅]|</?(pad|unk|s)>", re.IGNORECASE)  # ▅ is SentencePiece's own
-NUMBER = re.compile(r"(\d+(?:[.,]\d+)*)(?:(st|nd|rd|th)\b)?", re.IGNORECASE)
+NUMBER = re.compile(r"(\d+(?:[.,]\d+)*)(?:(st|[nr]d|th)\b)?", re.IGNORECASE)
 LONGEST_NUMBER = 9  # digits; longer ones are read digit by digit
 # Languages that write 1,000.5; all others write 1.000,5.
-COMMA_GROUPS = frozenset(["am", "ar", "bn", "cy", "en", "fa", "he", "ja", "kn", "ko", "te", "th"])
+COMMA_GROUPS = frozenset(
+    ["am", "ar", "bn", "cy", "en", "fa", "he", "ja", "kn", "ko", "te", "th"]  # codespell:ignore te
+)
 # How the sign of decimals is read, where num2words does not say.
 POINTS = {
     "ar": "فاصلة", "bn": "দশমিক", "cy": "pwynt", "fa": "ممیز", "id": "koma",

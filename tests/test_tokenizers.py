@@ -103,7 +103,7 @@ NORMAL = {
     "numbers": (spelled(), "3.5 and 1,000 and 007", "three point five and one thousand and zero zero seven"),
     "ordinals": (spelled(), "the 4th and 21ST", "the fourth and twenty first"),
     "ordinals elsewhere": (spelled("de"), "4th", "vier th"),
-    "german": (spelled("de"), "1.000,5 und 3.5", "eintausend komma f\u00fcnf und drei komma f\u00fcnf"),
+    "german": (spelled("de"), "1.000,5 und 3.5", "eintausend komma f\u00fcnf und drei komma f\u00fcnf"),  # codespell:ignore komma
     "decimals one by one": (spelled(), "3.140", "three point one four zero"),
     "several": (spelled(), "1.2.34", "one two thirty four"),
     "beside letters": (spelled(), "B2B", "b two b"),
@@ -651,14 +651,23 @@ def test_the_command_reads_a_column(run: Run, tmp_path: Path) -> None:
 
 
 def test_what_the_terminal_shows_is_harmless(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "odd.txt").write_text("[bold]a\x1b[31mb \u202ec\n...\n", encoding="utf-8")
+    odd = "[bold]a\x1b[31mb \u202ec \u0915\u093e\n...\n"
+    (tmp_path / "odd.txt").write_text(odd, encoding="utf-8")
     code, _, err = run("odd.txt", "--out", "it")
     assert code == 0
     assert "\x1b[31m" not in err
     assert "[bold]a\ufffd[31mb" in err
+    assert "`\u25cc\u093e` U+093E 1" in err
+    assert "U+001B 1" in err
     assert "1 of them without a word" in err
     code, out, _ = run("odd.txt", "--out", "it2", "--json")
-    assert json.loads(out)["empty"] == 1
+    assert (code, json.loads(out)["empty"]) == (0, 1)
+
+
+def test_a_sign_that_stays_somewhere_is_not_taken_away(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "odd.txt").write_text("\u0915\u094d\u200d\u0937 so\u200dso!", encoding="utf-8")
+    code, out, _ = run("odd.txt", "--out", "it", "--json")
+    assert (code, json.loads(out)["gone"]) == (0, {"!": 1})
 
 
 @pytest.mark.parametrize(
@@ -669,9 +678,10 @@ def test_what_the_terminal_shows_is_harmless(run: Run, tmp_path: Path) -> None:
         ("lines.txt --out it --kind bpe --vocab-size 9000", "error: `--vocab-size 9000` is too large: "),
         ("lines.txt --out it --digits spell --language xx", "error: digits cannot be spelled"),
         ("lines --out it", "error: no such file or folder: `lines`"),
+        ("lines.txt --out dots.txt/it", "error: cannot make `dots.txt`: File exists\n"),
         ("dots.txt --out it", "error: the transcripts hold no text once they are normalised\n"),
     ],
-    ids=["there", "one size", "too large", "language", "missing", "no text"],
+    ids=["there", "one size", "too large", "language", "missing", "below a file", "no text"],
 )  # fmt: skip
 def test_the_command_refuses(arguments: str, said: str, run: Run, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()

@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,10 +86,14 @@ def tokenizer(
     from distilkit.runs import replacing
 
     raw, skipped = texts(data, text_column)
-    raw = [re.sub("[\ud800-\udfff]", "\ufffd", line) for line in raw]  # no stream takes these
     lines = [tokenizers.normalise(line, text) for line in raw]
     made = tokenizers.train(lines, settings, text)
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DistilkitError(
+            f"cannot make `{out.parent}`: {error.strerror}", "--out in a folder you can write"
+        ) from error
     with replacing(out) as beside:
         tokenizers.save(made, beside)
 
@@ -151,7 +156,7 @@ def _show(facts: dict[str, Any], made: "Tokenizer", lines: Sequence[str], kind: 
         ("text", f"{facts['words']} words", held),
         ("normalised", f"{facts['changed']} lines", text_text(made.text)),
         ("taken away", f"{len(gone)} characters", _counts(gone)),
-        ("alphabet", f"{len(alphabet)} characters", _cut("".join(alphabet), ALPHABET)),
+        ("alphabet", f"{len(alphabet)} characters", _cut("".join(map(_alone, alphabet)), ALPHABET)),
         ("rare", f"{len(rare)} characters", _counts(rare) or f"each is there {RARE} times or more"),
         ("tokens", str(len(made)), sort),
     ]
@@ -202,7 +207,13 @@ def _shown(char: str) -> str:
     """A character, with its number where it may be taken for another or cannot be seen."""
     if char.isascii() and char.isprintable():
         return f"`{char}`"
-    return f"`{char}` U+{ord(char):04X}" if char.isprintable() else f"U+{ord(char):04X}"
+    number = f"U+{ord(char):04X}"
+    return f"`{_alone(char)}` {number}" if char.isprintable() else number
+
+
+def _alone(char: str) -> str:
+    """A character, a combining mark on a dotted circle."""
+    return f"\u25cc{char}" if unicodedata.category(char)[0] == "M" else char
 
 
 def _cut(text: str, width: int) -> str:

@@ -13,19 +13,49 @@ import pytest
 KILLS = 10
 STEPS = 60
 OPTIONS = [
-    "--recipe", "smoke", "--set", "train.precision=fp32", "--set", "train.device=cpu",
+    "--set", "train.precision=fp32", "--set", "train.device=cpu",
     "--set", f"train.steps={STEPS}", "--set", "train.validate_every=7",
     "--set", "train.checkpoint_every=3", "--set", "batches.seconds=3",
     "--set", "data.valid_fraction=0.2",
 ]  # fmt: skip
-COMPARED = ("metrics.jsonl", "heads.safetensors", "student/model.safetensors", "student/README.md")
+COMPARED = {
+    "distill": (
+        "metrics.jsonl", "heads.safetensors", "student/model.safetensors", "student/README.md",
+    ),
+    "finetune-ctc": (
+        "metrics.jsonl", "best.safetensors", "model/model.safetensors", "model/README.md", "model/vocab.json",
+    ),
+}  # fmt: skip
+RESULT = {"distill": "student", "finetune-ctc": "model"}
 
 
-def start(arguments: list[str]) -> subprocess.Popen[str]:
+@pytest.fixture(params=COMPARED)
+def fresh(
+    request: pytest.FixtureRequest,
+    speech: Path,
+    transcribed: Path,
+    teacher_folder: Path,
+    letters: Path,
+) -> tuple[str, list[str]]:
+    """A command, and the arguments of a new run but for --out."""
+    if request.param == "distill":
+        return "distill", [
+            str(speech),
+            "--teacher",
+            str(teacher_folder),
+            "--recipe",
+            "smoke",
+            *OPTIONS,
+        ]
+    tuned = ["--tokenizer", str(letters), "--model", str(teacher_folder)]
+    return "finetune-ctc", [str(transcribed), *tuned, "--recipe", "ctc", *OPTIONS]
+
+
+def start(command: str, arguments: list[str]) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "distilkit", "distill", *arguments]
+    line = [sys.executable, "-m", "distilkit", command, *arguments]
     return subprocess.Popen(
-        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        line, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
 
 
@@ -35,9 +65,10 @@ def lines(run: Path) -> int:
 
 
 @pytest.mark.slow
-def test_killed_ten_times_and_resumed(speech: Path, teacher_folder: Path, tmp_path: Path) -> None:
-    fresh = [str(speech), "--teacher", str(teacher_folder), *OPTIONS, "--out"]
-    whole = start([*fresh, str(tmp_path / "whole")])
+def test_killed_ten_times_and_resumed(fresh: tuple[str, list[str]], tmp_path: Path) -> None:
+    command, arguments = fresh
+    begin = [*arguments, "--out"]
+    whole = start(command, [*begin, str(tmp_path / "whole")])
     _, log = whole.communicate(timeout=300)
     assert whole.returncode == 0, log
     broken = tmp_path / "broken"
@@ -47,7 +78,7 @@ def test_killed_ten_times_and_resumed(speech: Path, teacher_folder: Path, tmp_pa
         # Before the run folder is there, resuming needs the audio again, and simply begins.
         has_run = (broken / "run.json").is_file()
         process = start(
-            again if has_run else [*fresh, str(broken), *(["--resume"] if kill else [])]
+            command, again if has_run else [*begin, str(broken), *(["--resume"] if kill else [])]
         )
         if kill % 5 == 0:
             time.sleep(rng.uniform(0.2, 6.0))  # anywhere: imports, reading audio, loading
@@ -60,11 +91,11 @@ def test_killed_ten_times_and_resumed(speech: Path, teacher_folder: Path, tmp_pa
         process.communicate()
         reached.append(lines(broken))
         assert lines(broken) < STEPS, "finished before the last kill; give the run more steps"
-    last = start(again if (broken / "run.json").is_file() else [*fresh, str(broken)])
+    last = start(command, again if (broken / "run.json").is_file() else [*begin, str(broken)])
     _, log = last.communicate(timeout=300)
     assert last.returncode == 0, log
     assert max(reached) > 3, "no kill fell into training"
-    for name in COMPARED:
+    for name in COMPARED[command]:
         assert (broken / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     left = [path.name for path in broken.rglob(".*") if path.name != ".lock"]
     assert left == []
@@ -73,11 +104,12 @@ def test_killed_ten_times_and_resumed(speech: Path, teacher_folder: Path, tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_exits_130(
-    speech: Path, teacher_folder: Path, tmp_path: Path, number: signal.Signals
+    fresh: tuple[str, list[str]], tmp_path: Path, number: signal.Signals
 ) -> None:
+    command, arguments = fresh
     out = tmp_path / "run"
-    options = [*OPTIONS, "--set", "train.checkpoint_every=1000"]
-    process = start([str(speech), "--teacher", str(teacher_folder), *options, "--out", str(out)])
+    options = ["--set", "train.checkpoint_every=1000", "--out", str(out)]
+    process = start(command, [*arguments, *options])
     limit = time.monotonic() + 120
     while lines(out) < 2 and process.poll() is None and time.monotonic() < limit:
         time.sleep(0.01)
@@ -87,10 +119,10 @@ def test_a_signal_saves_and_exits_130(
     assert output == ""
     done = lines(out)
     assert f"saved after step {done} of {STEPS}" in log
-    assert f"distilkit distill --resume --out {out}" in log
+    assert f"distilkit {command} --resume --out {out}" in log
     assert (out / "checkpoints" / f"step-{done:08d}").is_dir()
-    process = start(["--resume", "--out", str(out)])
+    process = start(command, ["--resume", "--out", str(out)])
     output, log = process.communicate(timeout=300)
     assert process.returncode == 0, log
-    assert output == f"{out}/student\n"
+    assert output == f"{out}/{RESULT[command]}\n"
     assert lines(out) == STEPS
