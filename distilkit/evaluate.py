@@ -147,7 +147,8 @@ def _hear(cuts: Sequence[MonoCut], recogniser: Recogniser, device: str) -> list[
     clips = [cut.load_audio()[0] for cut in cuts]
     if any(len(clip) > WINDOW_SECONDS * SAMPLE_RATE for clip in clips):
         return [
-            np.concatenate(list(hear_stream(recogniser, iter([clip]), device))) for clip in clips
+            np.concatenate([rows for rows, _ in hear_stream(recogniser, iter([clip]), device)])
+            for clip in clips
         ]
     return hear(recogniser, clips, device)
 

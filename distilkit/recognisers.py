@@ -30,6 +30,7 @@ from distilkit.audio import HOP_SAMPLES, SAMPLE_RATE, Samples, frames
 from distilkit.encoder import Encoder, encode, exact, fingerprint, front_norm
 from distilkit.errors import DistilkitError
 from distilkit.layer_mix import MixedHubertForCTC
+from distilkit.pauses import Levels, levels
 from distilkit.teachers import Checkpoint, huggingface
 from distilkit.teachers.weights import UNUSED, refuse
 from distilkit.tokenizers import Tokenizer
@@ -167,8 +168,8 @@ def hear(recogniser: Recogniser, clips: Sequence[Samples], device: str) -> list[
 
 def hear_stream(
     recogniser: Recogniser, blocks: Iterator[Samples], device: str
-) -> Iterator[LogProbs]:
-    """The same for a recording of any length, piece by piece, (t, K) each, at flat memory.
+) -> Iterator[tuple[LogProbs, Levels]]:
+    """The same for a recording of any length, at flat memory: piece by piece, (t, K) and levels (t,).
 
     Windows are those of transformers' pipeline with `chunk_length_s=30`: of two neighbours that
     overlap, each gives the half that is nearer to its middle. A recording of up to one window is heard whole.
@@ -189,7 +190,8 @@ def hear_stream(
         last = len(waiting) <= window
         if frames(min(len(waiting), window)) > lead:
             (piece_TK,) = hear(recogniser, [waiting[:window]], device)
-            yield piece_TK[lead : None if last else (window - context) // HOP_SAMPLES]
+            end = None if last else (window - context) // HOP_SAMPLES
+            yield piece_TK[lead:end], levels(waiting[:window])[lead:end]
         if last:
             return
         waiting = waiting[window - 2 * context :]
@@ -319,5 +321,6 @@ def save(recogniser: Recogniser, folder: Path, card: str) -> None:
         for name, tensor in model.state_dict().items()
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    tokenizers.save(recogniser.tokenizer, folder, recogniser.normalise)
+    masks = front_norm(shape) == "layer"
+    tokenizers.save(recogniser.tokenizer, folder, recogniser.normalise, masks)
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -411,14 +411,20 @@ KINDS: dict[
 # ----------------------------------------------------------------------------------------- files
 
 
-def save(tokenizer: Tokenizer, folder: Path, normalise_waves: bool = False) -> None:
+def save(
+    tokenizer: Tokenizer,
+    folder: Path,
+    normalise_waves: bool = False,
+    masks: bool | None = None,
+) -> None:
     """Write a tokenizer into a folder that is being made, so that `AutoProcessor` reads it too.
 
     Args:
         tokenizer: what is written.
         folder: where; made if need be.
         normalise_waves: whether the model that goes with it hears waveforms of zero mean and unit
-            variance; its batches then come with an attention mask too.
+            variance.
+        masks: whether its batches come with an attention mask; None for as usual with these waves.
     """
     from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Processor
 
@@ -428,7 +434,7 @@ def save(tokenizer: Tokenizer, folder: Path, normalise_waves: bool = False) -> N
         sampling_rate=SAMPLE_RATE,
         padding_value=0.0,
         do_normalize=normalise_waves,
-        return_attention_mask=normalise_waves,
+        return_attention_mask=normalise_waves if masks is None else masks,
     )
     features.save_pretrained(folder)  # preprocessor_config.json, which transformers 4 wants
     Wav2Vec2Processor(features, tokenizer.stock).save_pretrained(folder)

@@ -4,6 +4,7 @@ Letters in names: T frames, K tokens.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -17,9 +18,12 @@ from distilkit.data import Found, Skipped, find
 from distilkit.data.find import shown
 from distilkit.decode import FORMATS, Search, Transcript, Word, decoded, following, words
 from distilkit.errors import DistilkitError
+from distilkit.pauses import Levels, bounded, levels, stretches
 from distilkit.recognisers import WINDOW_SECONDS, LogProbs, Recogniser, hear, hear_stream
 from distilkit.runs import write_text
 from distilkit.tokenizers import DELIMITER, SPACE, Tokenizer
+
+Heard = tuple[LogProbs, Levels]  # of the same frames
 
 SEGMENT_SECONDS = 30.0  # how much of a recording is decoded and aligned at once
 BATCH_SECONDS = 60.0  # audio in memory at once, padding counted
@@ -53,7 +57,7 @@ def transcribe(
     recogniser.model.to(device).eval()
     waiting: list[tuple[Found, Samples]] = []
 
-    def told(item: Found, pieces: Iterable[LogProbs]) -> Transcript:
+    def told(item: Found, pieces: Iterable[Heard]) -> Transcript:
         text, found = written(pieces, recogniser.tokenizer, search, timed)
         return Transcript(file=item.id, text=text, words=found)
 
@@ -64,7 +68,7 @@ def transcribe(
             rows = hear(recogniser, [clips[place] for place in chosen], device)
             heard |= dict(zip(chosen, rows, strict=True))
         for place, (item, _) in enumerate(waiting):
-            yield told(item, [heard[place]])
+            yield told(item, [(heard[place], levels(clips[place]))])
         waiting.clear()
 
     for item in find(inputs):
@@ -103,12 +107,12 @@ def _take(blocks: Iterator[Samples], most: int) -> Samples:
 
 
 def written(
-    pieces: Iterable[LogProbs], tokenizer: Tokenizer, search: Search | None, timed: bool
+    pieces: Iterable[Heard], tokenizer: Tokenizer, search: Search | None, timed: bool
 ) -> tuple[str, list[Word] | None]:
     """The text of a recording, and its words with their times when asked.
 
     Args:
-        pieces: logarithms of the tokens' probabilities, (t, K) each, in order.
+        pieces: logarithms of the tokens' probabilities, (t, K), and levels in dB, (t,), in order.
         tokenizer: of the model.
         search: beam search; greedy decoding when None.
         timed: whether to align.
@@ -116,32 +120,40 @@ def written(
     ids: list[int] = []
     found: list[Word] = []
     context = None
-    for start, rows_TK, last in segments(pieces, tokenizer):
+    for start, rows_TK, levels_T, last in segments(pieces, tokenizer):
         said = decoded(rows_TK, tokenizer, search, context=context, ends=last)
         if search is not None and search.model is not None:
             context = following(said, tokenizer, search.model, context)
         ids += said
         if timed:
-            found += words(rows_TK, said, tokenizer, start / FRAME_RATE)
+            spoken = bounded(words(rows_TK, said, tokenizer), stretches(levels_T))
+            found += [_later(word, start / FRAME_RATE) for word in spoken]
     return tokenizer.decode(ids, frames=False), found if timed else None
 
 
+def _later(word: Word, seconds: float) -> Word:
+    start, end = round(word.start + seconds, 3), round(word.end + seconds, 3)
+    return replace(word, start=start, end=end)
+
+
 def segments(
-    pieces: Iterable[LogProbs], tokenizer: Tokenizer
-) -> Iterator[tuple[int, LogProbs, bool]]:
-    """Pieces of at most `SEGMENT_SECONDS`, cut between words: first frame, (t, K), whether the last.
+    pieces: Iterable[Heard], tokenizer: Tokenizer
+) -> Iterator[tuple[int, LogProbs, Levels, bool]]:
+    """Pieces of at most `SEGMENT_SECONDS`, cut between words: first frame, (t, K), (t,), whether the last.
 
     Joined, their greedy tokens are those of the whole.
     """
     most = int(SEGMENT_SECONDS * FRAME_RATE)
-    waiting, start = np.zeros((0, len(tokenizer)), np.float32), 0
-    for piece_TK in pieces:
-        waiting = np.concatenate([waiting, piece_TK]) if len(waiting) else piece_TK
-        while len(waiting) > most:
-            cut = _between_words(waiting[:most], tokenizer)
-            yield start, waiting[:cut], False
-            waiting, start = waiting[cut:], start + cut
-    yield start, waiting, True
+    rows_TK, levels_T = np.zeros((0, len(tokenizer)), np.float32), np.zeros(0, np.float32)
+    start = 0
+    for more_TK, more_T in pieces:
+        rows_TK = np.concatenate([rows_TK, more_TK]) if len(rows_TK) else more_TK
+        levels_T = np.concatenate([levels_T, more_T])
+        while len(rows_TK) > most:
+            cut = _between_words(rows_TK[:most], tokenizer)
+            yield start, rows_TK[:cut], levels_T[:cut], False
+            rows_TK, levels_T, start = rows_TK[cut:], levels_T[cut:], start + cut
+    yield start, rows_TK, levels_T, True
 
 
 def _between_words(rows_TK: LogProbs, tokenizer: Tokenizer) -> int:

@@ -149,24 +149,31 @@ def spoken(tokenizer: Tokenizer, text: str, blanks: int, rng: np.random.Generato
     return rows
 
 
+def silent(rows_TK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Frames with levels that tell nothing of pauses."""
+    return rows_TK, np.full(len(rows_TK), -30.0, np.float32)
+
+
 @pytest.mark.parametrize("kind", ["char", "unigram"])
 def test_segments_are_cut_between_words_and_lose_nothing(kind: config.TokenizerKind) -> None:
     tokenizer = tokenizers.train(SAYINGS * 3, config.Tokenizer(kind=kind), config.Text())
     rng = np.random.default_rng(0)
     text = " ".join(rng.choice(["a", "bee", "sees", "tall", "keeper"], 400))
     rows_TK = spoken(tokenizer, text, 6, rng)
-    pieces = [rows_TK[at : at + 700] for at in range(0, len(rows_TK), 700)]
+    pieces = [silent(rows_TK[at : at + 700]) for at in range(0, len(rows_TK), 700)]
     found = list(transcribe.segments(pieces, tokenizer))
     assert len(found) > 3
     assert [last for *_, last in found] == [False] * (len(found) - 1) + [True]
-    assert np.array_equal(np.concatenate([rows for _, rows, _ in found]), rows_TK)
+    assert np.array_equal(np.concatenate([rows for _, rows, _, _ in found]), rows_TK)
     assert [start for start, *_ in found] == [
         0,
-        *np.cumsum([len(rows) for _, rows, _ in found])[:-1],
+        *np.cumsum([len(rows) for _, rows, _, _ in found])[:-1],
     ]
-    parts = [tokenizer.decode(decode.greedy(rows, tokenizer), frames=False) for _, rows, _ in found]
+    parts = [
+        tokenizer.decode(decode.greedy(rows, tokenizer), frames=False) for _, rows, _, _ in found
+    ]
     assert " ".join(parts) == text  # no word is cut in two
-    assert all(len(rows) <= 1500 for _, rows, _ in found)
+    assert all(len(rows) <= 1500 for _, rows, _, _ in found)
     said, words = transcribe.written(pieces, tokenizer, None, timed=True)
     assert said == text
     assert words is not None
@@ -178,13 +185,15 @@ def test_segments_where_no_word_ends(letters: Path) -> None:
     tokenizer = tokenizers.load(letters)
     silence = np.full((4000, len(tokenizer)), -9.0, np.float32)
     silence[:, tokenizer.blank] = 0.0
-    rows = list(transcribe.segments([silence], tokenizer))
-    assert sum(len(part) for _, part, _ in rows) == 4000
+    rows = list(transcribe.segments([silent(silence)], tokenizer))
+    assert sum(len(part) for _, part, _, _ in rows) == 4000
     noise = np.full((4000, len(tokenizer)), -9.0, np.float32)
     noise[:, 5] = 0.0  # one endless letter
-    assert sum(len(part) for _, part, _ in transcribe.segments([noise], tokenizer)) == 4000
+    assert (
+        sum(len(part) for _, part, _, _ in transcribe.segments([silent(noise)], tokenizer)) == 4000
+    )
     nothing = list(transcribe.segments([], tokenizer))
-    assert [len(part) for _, part, _ in nothing] == [0]
+    assert [len(part) for _, part, _, _ in nothing] == [0]
     assert transcribe.written([], tokenizer, None, timed=True) == ("", [])
     assert transcribe.written([], tokenizer, Search(), timed=False) == ("", None)
 
@@ -201,9 +210,19 @@ def test_a_language_model_hears_across_segments(letters: Path) -> None:
     pause = np.full((1400, len(tokenizer)), -9.0, np.float32)
     pause[:, tokenizer.blank] = -0.01
     search = Search(model=model, weight=3.0)
-    assert transcribe.written([rows[0], pause, unsure], tokenizer, search, False)[0] == "no bee"
+    assert (
+        transcribe.written(
+            [silent(part) for part in (rows[0], pause, unsure)], tokenizer, search, False
+        )[0]
+        == "no bee"
+    )
     rows = [spoken(tokenizer, text, 3, rng) for text in ("a ", "see")]
-    assert transcribe.written([rows[0], pause, unsure], tokenizer, search, False)[0] == "a see"
+    assert (
+        transcribe.written(
+            [silent(part) for part in (rows[0], pause, unsure)], tokenizer, search, False
+        )[0]
+        == "a see"
+    )
 
 
 def test_where_transcripts_are_written(tmp_path: Path) -> None:
@@ -235,7 +254,7 @@ def test_memory_does_not_grow_with_the_recording(
         return cut(rows, tokenizer)
 
     monkeypatch.setattr(transcribe, "_between_words", watch)
-    pieces = (recognisers.hear(recogniser, [voice(20.0, n)], "cpu")[0] for n in range(6))
+    pieces = (silent(recognisers.hear(recogniser, [voice(20.0, n)], "cpu")[0]) for n in range(6))
     transcribe.written(pieces, recogniser.tokenizer, None, timed=False)
     assert held
     assert max(held) <= 1500

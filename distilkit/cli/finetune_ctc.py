@@ -77,11 +77,7 @@ def finetune_ctc(
 
     `distilkit finetune-ctc ./my_speech --tokenizer ./my_tokens` writes `runs/my_speech-ctc/model`.
     """
-    from distilkit.cli import console
-    from distilkit.config import CtcRecipe, load_recipe
     from distilkit.errors import DistilkitError
-    from distilkit.hub import default_model, locate
-    from distilkit.runs import newest_run
 
     hint = "distilkit finetune-ctc ./my_speech --tokenizer ./my_tokens"
     if not data and not resume:
@@ -94,36 +90,43 @@ def finetune_ctc(
     changes += [f"train.seed={seed}"] if seed is not None else []
     changes += [f"data.text_column={text_column}"] if text_column is not None else []
     changes += [f"lora.rank={rank or 16}"] if lora else []
-    there = resume and (
-        (out / "run.json").is_file()
-        if out
-        else newest_run(Path("runs"), finished=False, kind="finetune-ctc") is not None
-    )
-    kept = [*changes, *([f"--tokenizer {tokenizer}"] if tokenizer else [])]
-    kept += [f"--model {model}"] if model else []
-    if there and kept:
-        raise DistilkitError(
-            f"a resumed run keeps its settings: `{kept[0]}` cannot change them",
-            "leave it out, or start a new run with another --out",
-        )
+    job = _prepared(data or [], tokenizer, model, out, recipe, changes, merge, resume)
+    _announce(job)
+    if plan:
+        from distilkit import ctc
+        from distilkit.cli import console, course
+
+        console.say("measuring a few steps ...")
+        course.show_plan(job, ctc.measure(job), ctc.disk_bytes(job), json)
+        return
+    _train(job, json)
+
+
+def _prepared(
+    data: list[str],
+    tokenizer: Path | None,
+    model: str | None,
+    out: Path | None,
+    recipe: str,
+    changes: list[str],
+    merge: bool,
+    resume: bool,
+) -> "Job":
+    """The run that is asked for, new or to be resumed."""
+    from distilkit.cli import console
+    from distilkit.config import CtcRecipe, load_recipe
+
+    there = resume and _unfinished(out)
+    if there:
+        _keeps(changes, tokenizer, model)
     settings = load_recipe(recipe, changes, CtcRecipe)
     if data and not there:
-        if tokenizer is None:
-            raise DistilkitError(
-                "no tokenizer given",
-                f"distilkit tokenizer {data[0]} --out DIR, then --tokenizer DIR",
-            )
-        if model is None:
-            model = default_model()
-            console.say(f"model: {model} (no --model given)")
-        locate(model)  # before the imports that take seconds
+        model = _given(data[0], tokenizer, model)
 
     from distilkit import ctc
-    from distilkit.cli import course
-    from distilkit.plan import clock
 
-    job = ctc.prepare(
-        data or [],
+    return ctc.prepare(
+        data,
         tokenizer=tokenizer,
         model=model,
         out=out,
@@ -132,11 +135,51 @@ def finetune_ctc(
         resume=resume,
         track=console.track,
     )
-    _announce(job)
-    if plan:
-        console.say("measuring a few steps ...")
-        course.show_plan(job, ctc.measure(job), ctc.disk_bytes(job), json)
-        return
+
+
+def _given(data: str, tokenizer: Path | None, model: str | None) -> str:
+    """The model that is meant, once it is sure that all is given: before imports that take seconds."""
+    from distilkit.cli import console
+    from distilkit.errors import DistilkitError
+    from distilkit.hub import default_model, locate
+
+    if tokenizer is None:
+        hint = f"distilkit tokenizer {data} --out DIR, then --tokenizer DIR"
+        raise DistilkitError("no tokenizer given", hint)
+    name = model or default_model()
+    if model is None:
+        console.say(f"model: {name} (no --model given)")
+    locate(name)
+    return name
+
+
+def _unfinished(out: Path | None) -> bool:
+    """Whether there is a run to resume."""
+    from distilkit.runs import newest_run
+
+    if out is not None:
+        return (out / "run.json").is_file()
+    return newest_run(Path("runs"), finished=False, kind="finetune-ctc") is not None
+
+
+def _keeps(changes: list[str], tokenizer: Path | None, model: str | None) -> None:
+    """Refuse to resume a run with other settings than it began with."""
+    from distilkit.errors import DistilkitError
+
+    kept = [*changes, *([f"--tokenizer {tokenizer}"] if tokenizer else [])]
+    kept += [f"--model {model}"] if model else []
+    if kept:
+        raise DistilkitError(
+            f"a resumed run keeps its settings: `{kept[0]}` cannot change them",
+            "leave it out, or start a new run with another --out",
+        )
+
+
+def _train(job: "Job", json: bool) -> None:
+    from distilkit import ctc
+    from distilkit.cli import console, course
+    from distilkit.plan import clock
+
     seconds = course.follow(
         lambda stop: ctc.train(job, stop), job, ctc.disk_bytes(job), "finetune-ctc"
     )
