@@ -6,7 +6,9 @@ Letters in names: B clips in a batch, S samples, T frames, K tokens.
 import copy
 import json
 import shutil
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -281,11 +283,20 @@ def _adapted(path: Path) -> Recogniser:
     settings = config.Recogniser(layers=told["layers"])
     made = build(checkpoint, tokenizers.load(path), settings)
     try:
-        merged = PeftModel.from_pretrained(made.model, path).merge_and_unload()
+        with quiet_peft():
+            merged = PeftModel.from_pretrained(made.model, path).merge_and_unload()
     except Exception as error:  # of peft, safetensors and JSON alike
         reason = str(error).strip().split("\n")[0]
         raise DistilkitError(f"the adapter in `{path}` cannot be loaded: {reason}") from error
     return Recogniser(model=merged.eval(), tokenizer=made.tokenizer, normalise=made.normalise)
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Without peft's use of a name that transformers will drop, which would be told to users."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield
 
 
 def base_of(adapter: Path) -> dict[str, Any]:

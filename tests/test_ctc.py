@@ -598,3 +598,37 @@ def test_a_batch_is_read_with_its_text(
     batch = load(job.train[:2])
     assert batch.ids == tuple(cut.id for cut in job.train[:2])
     assert {cut.supervisions[0].text for cut in job.train} <= set(SAYINGS)
+
+
+def test_norms_and_biases_may_be_trained_beside_adapters(
+    small: Path, letters: Path, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+
+    _, checkpoint = teachers.load(str(small))
+    trainee = assemble(checkpoint, tokenizers.load(letters), fine("lora.rank=2", "lora.norms=true"))
+    trained = {name for name, value in trainee.named_parameters() if value.requires_grad}
+    assert any("encoder.layer_norm.modules_to_save" in name for name in trained)
+    assert any("layers.0.final_layer_norm.modules_to_save" in name for name in trained)
+    assert any("q_proj.base_layer.bias" in name for name in trained)
+    assert not any(".feature_extractor." in name or "pos_conv" in name for name in trained)
+    with torch.no_grad():
+        for name, value in trainee.named_parameters():
+            if name in trained:
+                value.add_(0.05 * torch.randn_like(value))
+    trainee.eval()
+    (adapters,) = trainee.adapters
+    adapters.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    clip = voice(1.5, 3)
+    (ours_TK,) = recognisers.hear(trainee.recogniser, [clip], "cpu")
+    fresh = recognisers.build(checkpoint, trainee.recogniser.tokenizer, config.Recogniser())
+    with recognisers.quiet_peft():
+        merged = PeftModel.from_pretrained(fresh.model, tmp_path / "adapter").merge_and_unload()
+    again = recognisers.Recogniser(model=merged.eval(), tokenizer=fresh.tokenizer, normalise=False)
+    (theirs_TK,) = recognisers.hear(again, [clip], "cpu")
+    assert np.abs(ours_TK - theirs_TK).max() < 1e-4
+
+
+def test_peft_says_nothing_to_users(adapted: Path, recwarn: pytest.WarningsRecorder) -> None:
+    recognisers.load(str(adapted / "adapter"))
+    assert [str(item.message) for item in recwarn] == []

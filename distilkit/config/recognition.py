@@ -120,6 +120,13 @@ class Lora(Section):
     dropout: Annotated[
         float, Field(ge=0.0, lt=1.0, description="Dropout of what the adapters read.")
     ] = 0.0
+    norms: Annotated[
+        bool,
+        Field(
+            description="Train layer norms and biases of the transformer too (arXiv 2309.12307, "
+            "section 3.3)."
+        ),
+    ] = False
     targets: Annotated[
         list[LoraTarget], Field(min_length=1, description="Linear maps that get an adapter.")
     ] = ["q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "output_dense"]

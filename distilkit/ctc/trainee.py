@@ -106,17 +106,23 @@ def _adapt(made: Recogniser, settings: config.CtcRecipe) -> Any:
     from peft import LoraConfig, get_peft_model
 
     lora = settings.lora
-    mixed = settings.model.layers == "weighted"
-    return get_peft_model(
-        made.model,
-        LoraConfig(
-            r=lora.rank,
-            lora_alpha=2 * lora.rank if lora.alpha == "auto" else lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=list(lora.targets),
-            modules_to_save=["lm_head", *(["layer_mix"] if mixed else [])],
-        ),
+    whole = ["lm_head", *(["layer_mix"] if settings.model.layers == "weighted" else [])]
+    if lora.norms:
+        whole += [
+            name
+            for name, module in made.model.named_modules()
+            if isinstance(module, nn.LayerNorm) and ".feature_extractor." not in name
+        ]
+    adapters = LoraConfig(
+        r=lora.rank,
+        lora_alpha=2 * lora.rank if lora.alpha == "auto" else lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.targets),
+        bias="lora_only" if lora.norms else "none",
+        modules_to_save=whole,
     )
+    with recognisers.quiet_peft():
+        return get_peft_model(made.model, adapters)
 
 
 def groups(trainee: Trainee, settings: config.CtcRecipe, steps: int) -> list[loop.Group]:
