@@ -23,6 +23,7 @@ LEAST_RANGE = 20.0  # dB between loud and quiet below which no pause can be told
 CLOSURE = 0.2  # seconds; shorter gaps are inside of speech, as before a `t`
 CLICK = 0.06  # seconds; shorter sounds are not speech
 REACH = 0.3  # seconds; how far a word is stretched to where sound begins or ends
+FRAME = 1 / FRAME_RATE  # seconds; no word is shorter
 NEAR = 0.5  # seconds; how far from any sound a word may lie that belongs to it
 
 
@@ -101,6 +102,9 @@ def bounded(words: Sequence[Word], sounds: Sequence[Stretch]) -> list[Word]:
             start = sound.start
         if last and sound.end - end <= REACH:
             end = sound.end
+        if end - start < FRAME:  # said at an edge, as far as CTC knows
+            end = min(start + FRAME, sound.end)
+            start = end - FRAME
         found.append(replace(word, start=round(start, 3), end=round(end, 3)))
     return found
 

@@ -77,7 +77,8 @@ def test_words_are_not_stretched_far_and_not_taken_along() -> None:
     ]  # 0.5 s of something else before
     assert bounded([word("x", 1.25, 1.75)], SOUNDS) == [word("x", 1.0, 2.0)]
     assert bounded([word("far", 2.8, 3.0)], SOUNDS) == [word("far", 2.8, 3.0)]
-    assert bounded([word("near", 2.1, 2.2)], SOUNDS) == [word("near", 2.0, 2.0)]
+    assert bounded([word("near", 2.1, 2.2)], SOUNDS) == [word("near", 1.98, 2.0)]
+    assert bounded([word("a", 0.8, 0.9), word("b", 1.1, 1.2)], SOUNDS)[0] == word("a", 1.0, 1.02)
     assert bounded([word("x", 1.0, 1.5)], []) == [word("x", 1.0, 1.5)]
     assert bounded([], SOUNDS) == []
 
