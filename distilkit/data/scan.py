@@ -29,7 +29,7 @@ class Skipped:
 
     path: str
     reason: str
-    kind: str  # `not audio`, `unusable`, `duplicate` or `silent part`
+    kind: str  # `not audio`, `unusable`, `duplicate`, `silent part`; of text see `transcripts`
     seconds: float = 0.0
 
 

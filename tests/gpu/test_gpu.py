@@ -68,3 +68,20 @@ def test_checkpointing_takes_less_memory(
         losses(speech, teacher_folder, tmp_path / value, f"train.gradient_checkpointing={value}")
         peaks.append(torch.cuda.max_memory_allocated())
     assert peaks[1] < peaks[0]
+
+
+@pytest.mark.parametrize("change", ["train.precision=bf16", "train.precision=fp16", "lora.rank=4"])
+def test_finetuning_on_a_gpu(
+    change: str, transcribed: Path, letters: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    from conftest import fine
+
+    from distilkit import ctc
+
+    recipe = fine("train.device=cuda", "train.gradient_checkpointing=true", change)
+    options = {"tokenizer": letters, "model": str(teacher_folder), "recipe": recipe}
+    job = ctc.prepare([transcribed], out=tmp_path / "run", **options)  # type: ignore[arg-type]
+    steps = list(ctc.train(job))
+    assert len(steps) == 6
+    assert all(step.loss > 0 for step in steps)
+    assert job.run.finished
