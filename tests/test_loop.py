@@ -216,3 +216,37 @@ def test_what_is_frozen_stays() -> None:
     steps_of(setting, 0, 2)
     moved = {n for n, p in setting.distiller.named_parameters() if not torch.equal(p, before[n])}
     assert set(before) - moved == {"model.masked_spec_embed"}
+
+
+def test_groups_have_learning_rates_of_their_own_and_begin_when_they_shall() -> None:
+    """AdamW's first update of a weight is the learning rate itself, whatever the gradient."""
+    module = torch.nn.Module()
+    names = ("plain", "fast", "late")
+    for name in names:
+        module.register_parameter(name, torch.nn.Parameter(torch.ones(1)))
+    settings = quick(
+        "train.warmup_fraction=0.0", "train.learning_rate=0.01", "train.weight_decay=0.0"
+    ).train
+    groups = [
+        loop.Group(params=[module.plain]),
+        loop.Group(params=[module.fast], scale=3.0),
+        loop.Group(params=[module.late], after=1),
+    ]
+    accelerator = loop.accelerator("cpu", "fp32")
+    ready, optimizer = accelerator.prepare(module, loop.optimizer(module, settings, groups))
+
+    def loss_of(of: torch.nn.Module, micro: Batch) -> Loss:
+        return Loss(total=sum(getattr(of, name).sum() for name in names), frames=1, parts={})
+
+    one = itertools.repeat([batch([0])])
+    seen = []
+    for _ in loop.fit(
+        accelerator, ready, optimizer, one, loss_of, settings, start=0, steps=100_000
+    ):
+        seen.append({name: float(getattr(module, name)) for name in names})
+        if len(seen) == 2:
+            break
+    assert 1 - seen[0]["plain"] == pytest.approx(0.01, rel=1e-2)
+    assert 1 - seen[0]["fast"] == pytest.approx(0.03, rel=1e-2)
+    assert seen[0]["late"] == 1.0
+    assert seen[1]["late"] < 1.0
