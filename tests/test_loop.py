@@ -243,7 +243,7 @@ def test_groups_have_learning_rates_of_their_own_and_begin_when_they_shall() -> 
     for _ in loop.fit(
         accelerator, ready, optimizer, one, loss_of, settings, start=0, steps=100_000
     ):
-        seen.append({name: float(getattr(module, name)) for name in names})
+        seen.append({name: getattr(module, name).item() for name in names})
         if len(seen) == 2:
             break
     assert 1 - seen[0]["plain"] == pytest.approx(0.01, rel=1e-2)
