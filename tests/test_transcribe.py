@@ -207,7 +207,7 @@ def test_a_language_model_hears_across_segments(letters: Path) -> None:
     b, s = tokenizer.encode("b")[0], tokenizer.encode("s")[0]
     unsure[:, [b, s]] = np.where(unsure[:, [b]] > -1, np.log(0.5), unsure[:, [b, s]])
     model = train([["no", "bee"]] * 9 + [["a", "see"]] * 9, 2)
-    pause = np.full((1400, len(tokenizer)), -9.0, np.float32)
+    pause = np.full((2000, len(tokenizer)), -9.0, np.float32)
     pause[:, tokenizer.blank] = -0.01
     search = Search(model=model, weight=3.0)
     assert (
