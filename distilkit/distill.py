@@ -35,7 +35,7 @@ from distilkit.encoder import Encoder, fingerprint
 from distilkit.errors import DistilkitError
 from distilkit.hub import DEFAULT_TEACHER
 from distilkit.noise import recordings
-from distilkit.runs import Run, free_folder, newest_run, replacing
+from distilkit.runs import Run, replacing
 from distilkit.targets import Targets
 from distilkit.teachers import Checkpoint
 
@@ -86,7 +86,7 @@ def prepare(
         DistilkitError: whatever the user has to mend before training can start.
     """
     settings = recipe or config.load_recipe(DEFAULT_RECIPE)
-    run = _run_for(audio, out, resume)
+    run = training.place(audio, out, resume, kind="distill")
     if resume and run.exists:
         return _reopen(run)
     if not audio:
@@ -305,18 +305,6 @@ def _codebook(
     return codebooks.load(keep)
 
 
-def _run_for(audio: Sequence[str | Path], out: Path | None, resume: bool) -> Run:
-    if out is not None:
-        return Run(out)
-    if resume:
-        newest = newest_run(Path("runs"), finished=False, kind="distill")
-        if newest is None:
-            raise DistilkitError("no unfinished run under `runs`", "distilkit distill AUDIO")
-        return newest
-    name = Path(audio[0]).resolve().stem if audio else "run"
-    return Run(free_folder(Path("runs") / name))
-
-
 def _reopen(run: Run) -> Job:
     facts = run.read()
     settings = config.parse_recipe(
@@ -343,9 +331,6 @@ def _reopen(run: Run) -> Job:
     if began["config"] is not None:  # its weights are in the checkpoint
         existing = Existing(student=assembly.from_config(began["config"], began["normalise"]))
     windows, valid = data.load_windows(run.folder / "audio.jsonl.gz")
-    kept = dict(facts["plan"])
-    plan.device(config.Train(device=kept["device"]))  # an error where that device is gone
-    kept["choices"] = tuple(plan.Choice(**choice) for choice in kept["choices"])
     return Job(
         run=run,
         recipe=settings,
@@ -354,7 +339,7 @@ def _reopen(run: Run) -> Job:
         existing=existing,
         train=windows,
         valid=valid,
-        plan=plan.Plan(**kept),
+        plan=plan.again(facts["plan"]),
         resumed=True,
         facts=facts,
         collection=None,

@@ -1,9 +1,10 @@
 """What fits: steps, memory, time and disk, each with its reason."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -250,6 +251,17 @@ def decide(
             *choices,
         ),
     )
+
+
+def again(kept: Mapping[str, Any]) -> Plan:
+    """The plan of a run that is resumed, as `run.json` keeps it.
+
+    Raises:
+        DistilkitError: its device is not here.
+    """
+    device(config.Train(device=kept["device"]))
+    choices = tuple(Choice(**choice) for choice in kept["choices"])
+    return Plan(**{**kept, "choices": choices})
 
 
 def disk(student: int, trained: int) -> int:

@@ -6,6 +6,7 @@ What `distill` and `finetune-ctc` share: the caller brings the module, the loss 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -14,9 +15,14 @@ from torch import nn
 
 from distilkit import batches, config, loop, plan
 from distilkit.batches import Batch
+from distilkit.errors import DistilkitError
 from distilkit.objectives import Loss
-from distilkit.runs import Run
+from distilkit.runs import Run, free_folder, newest_run
 
+NEW = {  # how runs are begun
+    "distill": "distilkit distill AUDIO",
+    "finetune-ctc": "distilkit finetune-ctc DATA --tokenizer DIR",
+}
 Rows = list[dict[str, Any]]  # of metrics.jsonl
 
 
@@ -27,6 +33,32 @@ class Parts:
     module: nn.Module
     optimizer: Any  # torch's
     loss_of: Callable[[nn.Module, Batch], Loss]
+
+
+def place(
+    inputs: Sequence[str | Path], out: Path | None, resume: bool, *, kind: str, suffix: str = ""
+) -> Run:
+    """The run that is meant: in `out`, the newest one to resume, or a new one named after its data.
+
+    Args:
+        inputs: what is trained on.
+        out: the run folder; None chooses.
+        resume: whether an unfinished run is to go on.
+        kind: `distill` or `finetune-ctc`.
+        suffix: behind the name of a new run.
+
+    Raises:
+        DistilkitError: there is no run to resume.
+    """
+    if out is not None:
+        return Run(out)
+    if resume:
+        newest = newest_run(Path("runs"), finished=False, kind=kind)
+        if newest is None:
+            raise DistilkitError("no unfinished run under `runs`", NEW[kind])
+        return newest
+    name = Path(inputs[0]).resolve().stem if inputs else "run"
+    return Run(free_folder(Path("runs") / f"{name}{suffix}"))
 
 
 def unchanged(valid: dict[str, float]) -> dict[str, float]:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from distilkit.cli import options
+
 if TYPE_CHECKING:
     from distilkit.distill import Job
 
@@ -27,31 +29,13 @@ def distill(
     out: Annotated[
         Path | None, typer.Option(help="Run folder; `runs/NAME` by default.", show_default=False)
     ] = None,
-    recipe: Annotated[
-        str, typer.Option(help="A built-in recipe (`distilkit recipes`) or a TOML file.")
-    ] = "personal",
-    set: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Change one setting: `section.key=value`. Repeatable.", show_default=False
-        ),
-    ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(min=1, help="Optimizer steps; short for train.steps.", show_default=False),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Go on with the run in --out, else the newest in `runs`."),
-    ] = False,
-    plan: Annotated[
-        bool,
-        typer.Option("--plan", help="Print what would happen, measured on a few steps, and stop."),
-    ] = False,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Seed of everything random.", show_default=False)
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    recipe: options.Recipe = "personal",
+    set: options.Changes = None,
+    steps: options.Steps = None,
+    resume: options.Resume = False,
+    plan: options.Plan = False,
+    seed: options.Seed = None,
+    json: options.Json = False,
 ) -> None:
     """Distil a student of a HuBERT teacher from your own recordings.
 

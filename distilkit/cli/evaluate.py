@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from distilkit.cli import options
+
 if TYPE_CHECKING:
     from distilkit.evaluate import Evaluation
 
@@ -14,45 +16,21 @@ CONFUSED = 8  # words
 
 def evaluate(
     data: Annotated[list[str], typer.Argument(help="Recordings with text, in any layout.")],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="A recogniser: folder, run or hub id; by default that of the newest run.",
-            show_default=False,
-        ),
-    ] = None,
+    model: options.Recogniser = None,
     against: Annotated[
         str | None,
         typer.Option(help="Another recogniser, on the same recordings.", show_default=False),
     ] = None,
-    lm: Annotated[
-        Path | None,
-        typer.Option(
-            help="A language model (ARPA) of `distilkit lm`: beam search with it.",
-            show_default=False,
-        ),
-    ] = None,
-    beam: Annotated[
-        int, typer.Option(min=1, help="Width of the beam; 1 without --lm decodes greedily.")
-    ] = 1,
-    lm_weight: Annotated[
-        float, typer.Option("--lm-weight", min=0.0, help="Weight of the language model.")
-    ] = 0.5,
-    word_bonus: Annotated[
-        float,
-        typer.Option("--word-bonus", help="Added for each word, which the language model costs."),
-    ] = 1.0,
-    text_column: Annotated[
-        str | None,
-        typer.Option(
-            "--text-column", help="Column of a table that holds the text.", show_default=False
-        ),
-    ] = None,
+    lm: options.LanguageModel = None,
+    beam: options.Beam = 1,
+    lm_weight: options.LmWeight = 0.5,
+    word_bonus: options.WordBonus = 1.0,
+    text_column: options.TextColumn = "",
     out: Annotated[
         Path | None,
         typer.Option(help="Write every utterance to this file, JSON lines.", show_default=False),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: options.Json = False,
 ) -> None:
     """Count a recogniser's errors: words and characters, by speaker, and the worst utterances.
 
@@ -86,7 +64,7 @@ def evaluate(
                 data,
                 recogniser,
                 search=search,
-                text_column=text_column or "",
+                text_column=text_column,
                 device=plan.device(Train())[0],
                 track=console.track,
             )

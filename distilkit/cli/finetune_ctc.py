@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from distilkit.cli import options
+
 if TYPE_CHECKING:
     from distilkit.ctc import Job
 
@@ -31,9 +33,7 @@ def finetune_ctc(
         Path | None,
         typer.Option(help="Run folder; `runs/NAME-ctc` by default.", show_default=False),
     ] = None,
-    recipe: Annotated[
-        str, typer.Option(help="A built-in recipe (`distilkit recipes`) or a TOML file.")
-    ] = "ctc",
+    recipe: options.Recipe = "ctc",
     lora: Annotated[
         bool, typer.Option("--lora", help="Train low-rank adapters in place of all weights.")
     ] = False,
@@ -44,34 +44,13 @@ def finetune_ctc(
     merge: Annotated[
         bool, typer.Option("--merge", help="With --lora: write the merged model too.")
     ] = False,
-    set: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Change one setting: `section.key=value`. Repeatable.", show_default=False
-        ),
-    ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(min=1, help="Optimizer steps; short for train.steps.", show_default=False),
-    ] = None,
-    text_column: Annotated[
-        str | None,
-        typer.Option(
-            "--text-column", help="Column of a table that holds the text.", show_default=False
-        ),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Go on with the run in --out, else the newest in `runs`."),
-    ] = False,
-    plan: Annotated[
-        bool,
-        typer.Option("--plan", help="Print what would happen, measured on a few steps, and stop."),
-    ] = False,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Seed of everything random.", show_default=False)
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    set: options.Changes = None,
+    steps: options.Steps = None,
+    text_column: options.TextColumn = "",
+    resume: options.Resume = False,
+    plan: options.Plan = False,
+    seed: options.Seed = None,
+    json: options.Json = False,
 ) -> None:
     """Fine-tune a student, or any HuBERT, to write down what is said.
 
@@ -88,7 +67,7 @@ def finetune_ctc(
     changes = list(set or [])
     changes += [f"train.steps={steps}"] if steps is not None else []
     changes += [f"train.seed={seed}"] if seed is not None else []
-    changes += [f"data.text_column={text_column}"] if text_column is not None else []
+    changes += [f"data.text_column={text_column}"] if text_column else []
     changes += [f"lora.rank={rank or 16}"] if lora else []
     job = _prepared(data or [], tokenizer, model, out, recipe, changes, merge, resume)
     _announce(job)

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from distilkit.cli import options
+
 SHOWN = 20  # words that are named where the tokenizer cannot write them; --json names all
 
 
@@ -26,13 +28,8 @@ def lm(
             show_default=False,
         ),
     ] = None,
-    text_column: Annotated[
-        str,
-        typer.Option(
-            "--text-column", help="Column of a table that holds the text.", show_default=False
-        ),
-    ] = "",
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    text_column: options.TextColumn = "",
+    json: options.Json = False,
 ) -> None:
     """Count the words of a text into a language model that helps a recogniser spell.
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from distilkit.cli import options
+
 if TYPE_CHECKING:
     from distilkit.config import Text
     from distilkit.tokenizers import Tokenizer
@@ -60,13 +62,8 @@ def tokenizer(
     language: Annotated[
         str, typer.Option(help="`en`, `de`, `pt_BR` ...; decides on digits, and on Turkish i.")
     ] = "en",
-    text_column: Annotated[
-        str,
-        typer.Option(
-            "--text-column", help="Column of a table that holds the text.", show_default=False
-        ),
-    ] = "",
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    text_column: options.TextColumn = "",
+    json: options.Json = False,
 ) -> None:
     """Make a tokenizer for `finetune-ctc` from transcripts.
 

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from distilkit.cli import options
+
 if TYPE_CHECKING:
     from distilkit.decode import Search
 
@@ -14,30 +16,11 @@ TranscriptFormat = Literal["txt", "json", "srt", "vtt"]
 
 def transcribe(
     inputs: Annotated[list[str], typer.Argument(help="Audio files, folders, lhotse manifests.")],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="A recogniser: folder, run or hub id; by default that of the newest run.",
-            show_default=False,
-        ),
-    ] = None,
-    lm: Annotated[
-        Path | None,
-        typer.Option(
-            help="A language model (ARPA) of `distilkit lm`: beam search with it.",
-            show_default=False,
-        ),
-    ] = None,
-    beam: Annotated[
-        int, typer.Option(min=1, help="Width of the beam; 1 without --lm decodes greedily.")
-    ] = 1,
-    lm_weight: Annotated[
-        float, typer.Option("--lm-weight", min=0.0, help="Weight of the language model.")
-    ] = 0.5,
-    word_bonus: Annotated[
-        float,
-        typer.Option("--word-bonus", help="Added for each word, which the language model costs."),
-    ] = 1.0,
+    model: options.Recogniser = None,
+    lm: options.LanguageModel = None,
+    beam: options.Beam = 1,
+    lm_weight: options.LmWeight = 0.5,
+    word_bonus: options.WordBonus = 1.0,
     timestamps: Annotated[
         bool, typer.Option("--timestamps", help="When each word is said (format json).")
     ] = False,

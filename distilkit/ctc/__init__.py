@@ -38,7 +38,7 @@ from distilkit.errors import DistilkitError
 from distilkit.hub import default_model
 from distilkit.noise import recordings
 from distilkit.recognisers import BASE
-from distilkit.runs import Run, free_folder, newest_run, replacing
+from distilkit.runs import Run, replacing
 from distilkit.teachers import Checkpoint
 from distilkit.tokenizers import Tokenizer
 from distilkit.training import Rows
@@ -96,7 +96,7 @@ def prepare(
         DistilkitError: whatever the user has to mend before training can start.
     """
     settings = recipe or config.load_recipe(DEFAULT_RECIPE, kind=config.CtcRecipe)
-    run = _run_for(transcribed, out, resume)
+    run = training.place(transcribed, out, resume, kind="finetune-ctc", suffix="-ctc")
     if resume and run.exists:
         return _reopen(run)
     hint = "distilkit finetune-ctc DATA --tokenizer DIR"
@@ -408,21 +408,6 @@ def _tokenizer_files(tokenizer: Tokenizer, normalise: bool) -> dict[str, bytes]:
         return {f"{TOKENIZER}/{path.relative_to(name)}": path.read_bytes() for path in files}
 
 
-def _run_for(transcribed: Sequence[str | Path], out: Path | None, resume: bool) -> Run:
-    if out is not None:
-        return Run(out)
-    if resume:
-        newest = newest_run(Path("runs"), finished=False, kind="finetune-ctc")
-        if newest is None:
-            raise DistilkitError(
-                "no unfinished fine-tuning under `runs`",
-                "distilkit finetune-ctc DATA --tokenizer DIR",
-            )
-        return newest
-    name = Path(transcribed[0]).resolve().stem if transcribed else "run"
-    return Run(free_folder(Path("runs") / f"{name}-ctc"))
-
-
 def _reopen(run: Run) -> Job:
     facts = run.read()
     if facts["kind"] != "finetune-ctc":
@@ -448,9 +433,6 @@ def _reopen(run: Run) -> Job:
             "put the old one back, or start a new run with another --out",
         )
     windows, valid = data.load_windows(run.folder / "audio.jsonl.gz")
-    kept = dict(facts["plan"])
-    plan.device(config.Train(device=kept["device"]))  # an error where that device is gone
-    kept["choices"] = tuple(plan.Choice(**choice) for choice in kept["choices"])
     return Job(
         run=run,
         recipe=settings,
@@ -458,7 +440,7 @@ def _reopen(run: Run) -> Job:
         tokenizer=tokenizers.load(run.folder / TOKENIZER),
         train=windows,
         valid=valid,
-        plan=plan.Plan(**kept),
+        plan=plan.again(facts["plan"]),
         resumed=True,
         facts=facts,
         collection=None,

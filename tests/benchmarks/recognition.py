@@ -22,9 +22,8 @@ SPEECH = Path(os.environ.get("DISTILKIT_SHARED", "shared")) / "speech"
 MORE = ("ljspeech", "prompts", "read_short")  # other people, other words, in --mixed
 WAYS = {
     "full": (),
-    "frozen front": ("--set", "train.freeze_front_end=true"),
-    "lora": ("--lora",),
-    "random": ("--set", "model.start=random"),
+    "lora": ("--lora", "--rank", "64"),
+    "random": ("--set", "model.start=random", "--set", "train.freeze_front_end=false"),
 }
 
 

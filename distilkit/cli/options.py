@@ -1,0 +1,59 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Recogniser = Annotated[
+    str | None,
+    typer.Option(
+        help="A recogniser: folder, run or hub id; by default that of the newest run.",
+        show_default=False,
+    ),
+]
+LanguageModel = Annotated[
+    Path | None,
+    typer.Option(
+        help="A language model (ARPA) of `distilkit lm`: beam search with it.", show_default=False
+    ),
+]
+Beam = Annotated[
+    int, typer.Option(min=1, help="Width of the beam; 1 without --lm decodes greedily.")
+]
+LmWeight = Annotated[
+    float, typer.Option("--lm-weight", min=0.0, help="Weight of the language model.")
+]
+WordBonus = Annotated[
+    float,
+    typer.Option("--word-bonus", help="Added for each word, which the language model costs."),
+]
+TextColumn = Annotated[
+    str,
+    typer.Option(
+        "--text-column", help="Column of a table that holds the text.", show_default=False
+    ),
+]
+Recipe = Annotated[
+    str, typer.Option(help="A built-in recipe (`distilkit recipes`) or a TOML file.")
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option(help="Change one setting: `section.key=value`. Repeatable.", show_default=False),
+]
+Steps = Annotated[
+    int | None,
+    typer.Option(min=1, help="Optimizer steps; short for train.steps.", show_default=False),
+]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on with the run in --out, else the newest in `runs`."),
+]
+Plan = Annotated[
+    bool,
+    typer.Option("--plan", help="Print what would happen, measured on a few steps, and stop."),
+]
+Seed = Annotated[
+    int | None, typer.Option(min=0, help="Seed of everything random.", show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
