@@ -17,12 +17,12 @@ from distilkit.decode import Word
 
 Levels = npt.NDArray[np.float32]  # (T,), dB of full scale
 
-RANGE = 35.0  # dB below the loudest frames down to which sound counts as speech
+RANGE = 28.0  # dB below the loudest frames down to which sound counts as speech
 ABOVE_FLOOR = 10.0  # dB above the quietest frames from which it does
 LEAST_RANGE = 20.0  # dB between loud and quiet below which no pause can be told from speech
 CLOSURE = 0.2  # seconds; shorter gaps are inside of speech, as before a `t`
 CLICK = 0.06  # seconds; shorter sounds are not speech
-REACH = 0.3  # seconds; how far a word is stretched to where sound begins or ends
+REACH = 0.4  # seconds; how far a word is stretched to where sound begins or ends
 FRAME = 1 / FRAME_RATE  # seconds; no word is shorter
 NEAR = 0.5  # seconds; how far from any sound a word may lie that belongs to it
 
