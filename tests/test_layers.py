@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import LARGE, make_model, voice
-from test_cli import Run, run  # noqa: F401
+from conftest import LARGE, Run, make_model, voice
 from torch import Tensor
 
 from distilkit import config

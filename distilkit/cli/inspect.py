@@ -133,6 +133,7 @@ def _transcribed(name: str) -> dict[str, Any] | None:
     found = transcripts.facts(read.cuts, read.skipped)
     return {
         "is": f"recordings with text ({read.layouts[0]})",
+        "recordings": len({cut.recording.id for cut in read.cuts}),
         "utterances": found.utterances,
         "hours": round(found.hours, 4),
         "speakers": found.speakers or "not known",
