@@ -307,6 +307,7 @@ def _codebook(
 
 def _reopen(run: Run) -> Job:
     facts = run.read()
+    training.check_kind(run, "distill")
     settings = config.parse_recipe(
         tomllib.loads((run.folder / "recipe.toml").read_text(encoding="utf-8")), str(run.folder)
     )

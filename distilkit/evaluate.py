@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from lhotse import MonoCut
 
-from distilkit import config
+from distilkit import config, rates
 from distilkit.audio import SAMPLE_RATE
 from distilkit.batches import in_order
 from distilkit.data import Skipped, Tracker, transcripts, untracked
@@ -171,19 +171,13 @@ def _unknown(judged: Sequence[Judged], recogniser: Recogniser) -> dict[str, int]
 def difference(one: Evaluation, other: Evaluation) -> tuple[float, tuple[float, float]]:
     """By how much the second's word error rate is above the first's, and the 95% interval of that.
 
-    Both heard the same utterances, which are drawn anew together; texts may be normalised otherwise.
-
-    Source: Bisani and Ney, ICASSP 2004, section 4.
+    Both heard the same utterances; texts may be normalised otherwise.
     """
     pairs = {item.id: item for item in other.utterances}
     both = [(item, pairs[item.id]) for item in one.utterances if item.id in pairs]
-    wrong = np.array([[a.errors.words.errors, b.errors.words.errors] for a, b in both])
-    spoken = np.array([[a.errors.words.spoken, b.errors.words.spoken] for a, b in both])
-    draws = np.random.default_rng(0).integers(len(both), size=(1000, len(both)))
-    rates = wrong[draws].sum(1) / np.maximum(1, spoken[draws].sum(1))
-    low, high = np.quantile(rates[:, 1] - rates[:, 0], [0.025, 0.975])
-    total = wrong.sum(0) / np.maximum(1, spoken.sum(0))
-    return float(total[1] - total[0]), (float(low), float(high))
+    return rates.difference(
+        [item.errors.words for item, _ in both], [item.errors.words for _, item in both]
+    )
 
 
 def write(evaluation: Evaluation, path: Path) -> None:

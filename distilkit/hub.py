@@ -73,10 +73,9 @@ def _local(name: str, path: Path) -> Path | None:
     if (path / "run.json").is_file():
         run = Run(path)
         if run.result is None:
-            kind = run.read().get("kind", "distill")
-            thing = "student" if kind == "distill" else "model"
+            thing = "student" if run.kind == "distill" else "model"
             raise DistilkitError(
-                f"run `{name}` has no {thing} yet", f"distilkit {kind} --resume --out {name}"
+                f"run `{name}` has no {thing} yet", f"distilkit {run.kind} --resume --out {name}"
             )
         return run.result
     if path.exists():

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import jiwer
 import numpy as np
+import numpy.typing as npt
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
@@ -74,10 +75,38 @@ def interval(wrong: Sequence[int], spoken: Sequence[int], seed: int = 0) -> tupl
     Source: Bisani and Ney, Bootstrap estimates for confidence intervals in ASR performance
     evaluation, ICASSP 2004.
     """
+    return _middle(_drawn(wrong, spoken, seed))
+
+
+def difference(
+    one: Sequence[Count], other: Sequence[Count], seed: int = 0
+) -> tuple[float, tuple[float, float]]:
+    """By how much the second rate is above the first, and the 95% interval of that.
+
+    Args:
+        one: what became of each utterance in one place.
+        other: and in another; the same utterances, drawn anew together.
+        seed: of the draws.
+
+    Source: Bisani and Ney, ICASSP 2004, section 4.
+    """
+    wrong = [[count.errors for count in counts] for counts in (one, other)]
+    spoken = [[count.spoken for count in counts] for counts in (one, other)]
+    first, second = (_drawn(w, s, seed) for w, s in zip(wrong, spoken, strict=True))
+    rates = [sum(w) / max(1, sum(s)) for w, s in zip(wrong, spoken, strict=True)]
+    return rates[1] - rates[0], _middle(second - first)
+
+
+def _drawn(wrong: Sequence[int], spoken: Sequence[int], seed: int) -> npt.NDArray[np.float64]:
+    """The rate in each of the draws."""
     errors_N, spoken_N = np.asarray(wrong), np.asarray(spoken)
     draws = np.random.default_rng(seed).integers(len(errors_N), size=(RESAMPLES, len(errors_N)))
-    rates = errors_N[draws].sum(1) / np.maximum(1, spoken_N[draws].sum(1))
-    low, high = np.quantile(rates, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    rates: npt.NDArray[np.float64] = errors_N[draws].sum(1) / np.maximum(1, spoken_N[draws].sum(1))
+    return rates
+
+
+def _middle(values: npt.NDArray[np.float64]) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 
 

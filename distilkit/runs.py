@@ -20,7 +20,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -65,8 +65,9 @@ def discard(path: Path) -> None:
     """Remove a file or a folder, if it is there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+        return
+    with suppress(FileNotFoundError, NotADirectoryError):  # nothing lies below a file
+        path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -107,6 +108,15 @@ class Run:
         """The folder of the student or the recogniser, once it is there."""
         found = (self.folder / name for name in RESULTS)
         return next((folder for folder in found if folder.is_dir()), None)
+
+    @property
+    def kind(self) -> str:
+        """The command that began it: `distill` or `finetune-ctc`.
+
+        Raises:
+            DistilkitError: as `read`.
+        """
+        return str(self.read().get("kind", "distill"))
 
     def create(self, files: Mapping[str, str | bytes]) -> None:
         """Make the run folder with its first files, whole.
@@ -264,7 +274,7 @@ def newest_run(root: Path, *, finished: bool, kind: str) -> Run | None:
 
 def _kind(run: Run) -> str:
     try:
-        return str(run.read().get("kind", "distill"))
+        return run.kind
     except DistilkitError:  # whoever wants that run is told
         return "distill"
 

@@ -61,6 +61,19 @@ def place(
     return Run(free_folder(Path("runs") / f"{name}{suffix}"))
 
 
+def check_kind(run: Run, kind: str) -> None:
+    """Refuse to resume a run of another command.
+
+    Raises:
+        DistilkitError: names the command that goes on with it.
+    """
+    if run.kind != kind:
+        raise DistilkitError(
+            f"`{run.folder}` is a run of `distilkit {run.kind}`",
+            f"distilkit {run.kind} --resume --out {run.folder}",
+        )
+
+
 def unchanged(valid: dict[str, float]) -> dict[str, float]:
     """What was measured on held-out windows, as it was measured."""
     return valid

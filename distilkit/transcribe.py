@@ -216,5 +216,10 @@ def targets(
 
 def write(transcript: Transcript, path: Path, format: config.TranscriptFormat) -> None:
     """Write a transcript into a file of its own, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DistilkitError(
+            f"cannot make `{path.parent}`: {error.strerror}", "another --out"
+        ) from error
     write_text(path, FORMATS[format](transcript))

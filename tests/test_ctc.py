@@ -138,12 +138,12 @@ def test_speed_perturbation_changes_length_and_pitch_and_nothing_else() -> None:
 
 def test_masks_are_safe_for_clips_shorter_than_a_span() -> None:
     settings = config.Augment(mask_probability=0.3, mask_frames=10)
-    hidden = _hidden([400, 720, 1600, 16_000], 49, settings, torch.device("cpu"))
+    hidden = _hidden([400, 720, 1600, 16_000], settings, torch.device("cpu"))
     assert hidden.shape == (4, 49)
     for row, frames in zip(hidden, (1, 2, 4, 49), strict=True):
         assert not row[frames:].any()  # padding is never masked
         assert frames == 1 or row[:frames].sum() < frames  # nor a clip as a whole
-    off = _hidden([16_000], 49, config.Augment(mask_probability=0.0), torch.device("cpu"))
+    off = _hidden([16_000], config.Augment(mask_probability=0.0), torch.device("cpu"))
     assert not off.any()
 
 
@@ -632,3 +632,14 @@ def test_norms_and_biases_may_be_trained_beside_adapters(
 def test_peft_says_nothing_to_users(adapted: Path, recwarn: pytest.WarningsRecorder) -> None:
     recognisers.load(str(adapted / "adapter"))
     assert [str(item.message) for item in recwarn] == []
+
+
+def test_a_run_of_fine_tuning_is_not_resumed_as_a_distillation(
+    transcribed: Path, letters: Path, small: Path, tmp_path: Path
+) -> None:
+    from distilkit import distill
+
+    for _ in ctc.train(prepared(transcribed, letters, small, tmp_path / "run")):
+        break
+    with pytest.raises(DistilkitError, match="is a run of `distilkit finetune-ctc`"):
+        distill.prepare([], out=tmp_path / "run", resume=True)

@@ -51,3 +51,20 @@ def test_what_is_heard_as_what() -> None:
     )
     assert found == {("cat", "bat"): 2, ("", "runs"): 1, ("sat", ""): 1}
     assert next(iter(found)) == ("cat", "bat")
+
+
+def test_a_difference_is_drawn_in_pairs() -> None:
+    """Both vary much, the difference hardly at all: alone, neither interval would say so."""
+    rng = np.random.default_rng(0)
+
+    def counts(wrong: np.ndarray) -> list[rates.Count]:
+        return [
+            rates.Count(spoken=20, substitutions=int(w), deletions=0, insertions=0) for w in wrong
+        ]
+
+    hard = rng.integers(0, 15, size=200)
+    by, (low, high) = rates.difference(counts(hard), counts(hard + rng.integers(1, 3, size=200)))
+    assert by == pytest.approx(1.5 / 20, abs=0.01)
+    assert 0.05 <= low < by < high <= 0.1
+    alone = rates.interval(hard, np.full(200, 20))
+    assert high - low < 0.2 * (alone[1] - alone[0])

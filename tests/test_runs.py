@@ -166,3 +166,9 @@ def test_the_newest_run(tmp_path: Path) -> None:
     assert newest_run(tmp_path, finished=False, kind="distill") is None
     assert finished is not None
     assert finished.folder.name == "old"
+
+
+def test_nothing_can_be_written_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DistilkitError, match="cannot write"):
+        write_text(tmp_path / "file" / "below", "y")

@@ -236,6 +236,8 @@ def test_where_transcripts_are_written(tmp_path: Path) -> None:
     (tmp_path / "there").write_text("x")
     with pytest.raises(DistilkitError, match="is there already"):
         transcribe.targets([tmp_path / "x.wav"], tmp_path / "there", "txt")
+    with pytest.raises(DistilkitError, match="cannot make"):
+        transcribe.write(one, tmp_path / "there" / "below" / "x.txt", "txt")
     transcribe.write(Transcript(file="x", text="hello"), tmp_path / "new" / "x.txt", "txt")
     assert (tmp_path / "new" / "x.txt").read_text() == FORMATS["txt"](
         Transcript(file="", text="hello")

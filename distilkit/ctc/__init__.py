@@ -376,7 +376,9 @@ def _finish(job: Job, trainee: Trainee) -> None:
 
     folder, rows = job.run.folder, job.run.rows("metrics.jsonl")
     if (folder / BEST).is_file():
-        trainee.load_state_dict(load_file(folder / BEST), strict=False)
+        kept = load_file(folder / BEST)
+        assert kept.keys() == trainee.weights().keys()
+        trainee.load_state_dict(kept, strict=False)  # what is frozen is as it was
     trainee.eval()
     card = report.recogniser_card(
         facts=job.facts, recipe=job.recipe, tokenizer=job.tokenizer, rows=rows, best=best(rows)
@@ -410,11 +412,7 @@ def _tokenizer_files(tokenizer: Tokenizer, normalise: bool) -> dict[str, bytes]:
 
 def _reopen(run: Run) -> Job:
     facts = run.read()
-    if facts["kind"] != "finetune-ctc":
-        raise DistilkitError(
-            f"`{run.folder}` is a run of `distilkit {facts['kind']}`",
-            f"distilkit {facts['kind']} --resume --out {run.folder}",
-        )
+    training.check_kind(run, "finetune-ctc")
     settings = config.parse_recipe(
         tomllib.loads((run.folder / "recipe.toml").read_text(encoding="utf-8")),
         str(run.folder),

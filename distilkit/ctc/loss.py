@@ -18,10 +18,6 @@ from distilkit.objectives import Loss, mask_spans
 from distilkit.rates import errors
 from distilkit.tokenizers import Tokenizer
 
-# Batches are padded to a multiple of so many samples: every width that a processor meets for the first
-# time costs it more than the padding does.
-GRID = SAMPLE_RATE // 2
-
 
 def loss_function(
     tokenizer: Tokenizer,
@@ -50,8 +46,7 @@ def loss_function(
             with torch.autocast(device.type, enabled=False):
                 wave_BS, lengths = sped(wave_BS, lengths, speeds)
                 wave_BS = disturb(wave_BS, lengths, settings.noise, noises)
-                wave_BS = nn.functional.pad(wave_BS, (0, -wave_BS.shape[1] % GRID))
-            hidden_BT = _hidden(lengths, frames(wave_BS.shape[1]), settings.augment, device)
+            hidden_BT = _hidden(lengths, settings.augment, device)
         scores_BTK = module(wave_BS, lengths, hidden_BT)
         said = [texts[id] for id in batch.ids]
         with torch.autocast(device.type, enabled=False):
@@ -115,15 +110,13 @@ def sped(
     return nn.utils.rnn.pad_sequence(clips, batch_first=True), [len(clip) for clip in clips]
 
 
-def _hidden(
-    lengths: Sequence[int], width: int, settings: config.Augment, device: torch.device
-) -> Tensor:
+def _hidden(lengths: Sequence[int], settings: config.Augment, device: torch.device) -> Tensor:
     """SpecAugment in time: which frames are hidden, bool (B, T); a span is at most half of its clip.
 
     Source: Park et al., SpecAugment, arXiv 1904.08779; spans as in wav2vec 2.0's fine-tuning.
     """
     counts = [frames(length) for length in lengths]
-    mask_BT = frame_mask(lengths, width, device)
+    mask_BT = frame_mask(lengths, max(counts), device)
     if not settings.mask_probability:
         return torch.zeros_like(mask_BT)
     return mask_spans(mask_BT, counts, settings.mask_probability, settings.mask_frames)

@@ -75,9 +75,9 @@ def assemble(checkpoint: Checkpoint, tokenizer: Tokenizer, settings: config.CtcR
     head = _known_head(checkpoint, tokenizer)
     if head is not None:
         made.model.lm_head.load_state_dict(head)
-    if settings.train.freeze_front_end:
+    if settings.train.freeze_front_end or settings.lora.rank:
         made.model.freeze_feature_encoder()  # before peft, which would leave its graph alive
-    elif not settings.lora.rank:
+    else:
         scale_conv_gradients(made.encoder.model, settings.train.conv_gradient_scale)
     adapters = _adapt(made, settings) if settings.lora.rank else None
     said = "the model's own, for the same tokens" if head is not None else "new"

@@ -3,7 +3,7 @@
 Needs DISTILKIT_SHARED (recordings in `speech/commands`). Writes the two folders, makes a tokenizer, fine-tunes a
 student as asked, and counts its errors: greedily, and with a language model of the training texts.
 
-python tests/benchmarks/recognition.py STUDENT --how full --seed 0 [--minutes 5] [--mixed] [--record]
+python tests/benchmarks/recognition.py STUDENT --how full --seed 0 [--mixed] [--record]
 """
 
 import argparse
