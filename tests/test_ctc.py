@@ -273,6 +273,21 @@ def test_adapters_are_trained_alone_and_gradients_flow_with_checkpointing(
         assert torch.allclose(recomputed[name], gradient, rtol=1e-4, atol=1e-6), name
 
 
+@pytest.mark.parametrize(
+    "changes", [(), ("lora.rank=2",), ("lora.rank=2", "train.freeze_front_end=false")]
+)
+def test_nothing_is_kept_for_the_gradient_of_a_front_end_that_stays_as_it_is(
+    small: Path, letters: Path, changes: tuple[str, ...]
+) -> None:
+    _, checkpoint = teachers.load(str(small))
+    trainee = assemble(checkpoint, tokenizers.load(letters), fine(*changes)).train()
+    kept = []
+    front = trainee.recogniser.encoder.model.feature_extractor
+    front.register_forward_hook(lambda *given: kept.append(given[-1].requires_grad))
+    trainee(torch.from_numpy(voice(1.0, 1))[None], [16_000])
+    assert kept == [False]
+
+
 @pytest.fixture(scope="module")
 def adapted(
     tmp_path_factory: pytest.TempPathFactory, transcribed: Path, letters: Path, small: Path
@@ -600,18 +615,21 @@ def test_a_batch_is_read_with_its_text(
     assert {cut.supervisions[0].text for cut in job.train} <= set(SAYINGS)
 
 
-def test_norms_and_biases_may_be_trained_beside_adapters(
-    small: Path, letters: Path, tmp_path: Path
+@pytest.mark.parametrize("positions", [False, True])
+def test_norms_biases_and_positions_may_be_trained_beside_adapters(
+    small: Path, letters: Path, tmp_path: Path, positions: bool
 ) -> None:
     from peft import PeftModel
 
     _, checkpoint = teachers.load(str(small))
-    trainee = assemble(checkpoint, tokenizers.load(letters), fine("lora.rank=2", "lora.norms=true"))
+    also = ("lora.norms=true", f"lora.positions={str(positions).lower()}")
+    trainee = assemble(checkpoint, tokenizers.load(letters), fine("lora.rank=2", *also))
     trained = {name for name, value in trainee.named_parameters() if value.requires_grad}
     assert any("encoder.layer_norm.modules_to_save" in name for name in trained)
     assert any("layers.0.final_layer_norm.modules_to_save" in name for name in trained)
     assert any("q_proj.base_layer.bias" in name for name in trained)
-    assert not any(".feature_extractor." in name or "pos_conv" in name for name in trained)
+    assert not any(".feature_extractor." in name for name in trained)
+    assert any("pos_conv_embed" in name for name in trained) == positions
     with torch.no_grad():
         for name, value in trainee.named_parameters():
             if name in trained:

@@ -127,6 +127,10 @@ class Lora(Section):
             "section 3.3)."
         ),
     ] = False
+    positions: Annotated[
+        bool,
+        Field(description="Train the positional convolution too, all of it; no adapter fits it."),
+    ] = False
     targets: Annotated[
         list[LoraTarget], Field(min_length=1, description="Linear maps that get an adapter.")
     ] = ["q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "output_dense"]

@@ -113,6 +113,8 @@ def _adapt(made: Recogniser, settings: config.CtcRecipe) -> Any:
             for name, module in made.model.named_modules()
             if isinstance(module, nn.LayerNorm) and ".feature_extractor." not in name
         ]
+    if lora.positions:
+        whole.append("pos_conv_embed")
     adapters = LoraConfig(
         r=lora.rank,
         lora_alpha=2 * lora.rank if lora.alpha == "auto" else lora.alpha,
