@@ -153,6 +153,17 @@ def test_inspect_transcribed_recordings_and_the_run(
     assert "held-out words wrong" in out
 
 
+def test_inspect_lists_what_is_wrong_however_much_it_is(run: Run, tmp_path: Path) -> None:
+    lines = ["file_name,transcription", *(f"{name}.wav,said" for name in "abcdefgh")]
+    (tmp_path / "metadata.csv").write_text("\n".join(lines))
+    code, out, _ = run("inspect", tmp_path)
+    assert code == 1
+    assert out.count("there is no such file") == 8
+    code, out, _ = run("inspect", tmp_path, "--json")
+    document = json.loads(out)
+    assert (document["utterances"], document["missing files"]) == (0, 8)
+
+
 def test_the_newest_student_is_what_is_tuned_and_embedded(
     run: Run, tuned: Path, transcribed: Path
 ) -> None:

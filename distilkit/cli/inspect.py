@@ -17,6 +17,7 @@ def inspect(
     `distilkit inspect ./my_audio`
     """
     from distilkit.cli import console
+    from distilkit.data.sources import WRONG
 
     facts = _run(path) or _transcribed(path) or _audio(path) or _model(path)
     left_out = facts.get("files left out", [])
@@ -27,7 +28,7 @@ def inspect(
         console.show(console.table("", ("what", "value"), rows), to_result=True)
         for item in left_out:
             console.result(f"left out {item['path']}: {item['reason']}")
-    if any(item["kind"] == "unusable" for item in left_out):
+    if any(item["kind"] in WRONG for item in left_out):
         raise typer.Exit(1)
 
 
@@ -129,7 +130,7 @@ def _transcribed(name: str) -> dict[str, Any] | None:
     if not path.exists() or (path.is_file() and not path.suffix) or detect(source(path)) is None:
         return None
     settings = Transcribed(max_seconds=3600.0, min_seconds=0.025)
-    read = transcripts.read([path], settings, track=console.track)
+    read = transcripts.survey([path], settings, track=console.track)
     found = transcripts.facts(read.cuts, read.skipped)
     return {
         "is": f"recordings with text ({read.layouts[0]})",

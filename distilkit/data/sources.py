@@ -15,6 +15,7 @@ NO_AUDIO = "no audio"  # kinds of what is left out
 NO_TEXT = "no text"
 OUTSIDE = "outside"
 BROKEN = "broken row"
+WRONG = ("unusable", NO_AUDIO, OUTSIDE, BROKEN)  # kinds that are somebody's mistake to mend
 
 
 @dataclass(frozen=True, kw_only=True)

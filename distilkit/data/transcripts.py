@@ -97,6 +97,19 @@ def read(
         DistilkitError: an input is missing, has no text, or cannot be read; or most of the
             transcripts cannot be used.
     """
+    found = survey(inputs, settings, cache=cache, track=track)
+    _check(inputs, found.cuts, found.skipped)
+    return found
+
+
+def survey(
+    inputs: Sequence[str | Path],
+    settings: config.Transcribed,
+    *,
+    cache: Path | None = None,
+    track: Tracker = untracked,
+) -> Transcripts:
+    """The same, however few of the transcripts can be used."""
     cache = cache or cache_folder()
     sources = [source(Path(item), settings.text_column, cache) for item in inputs]
     layouts = tuple(_layout(item) for item in sources)
@@ -118,7 +131,6 @@ def read(
     pairs = [(item, clips[_key(item.path)]) for item in utterances if _key(item.path) in found]
     cuts, unusable = _cuts(pairs, settings)
     skipped += unusable
-    _check(inputs, cuts, skipped)
     return Transcripts(cuts=cuts, skipped=skipped, layouts=layouts)
 
 
