@@ -7,7 +7,7 @@ happened. The caller shows, logs, validates, saves or stops.
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -219,12 +219,23 @@ def any_rank(accelerator: Accelerator, asked: bool) -> bool:
 
 
 def state(
-    accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.Optimizer
+    accelerator: Accelerator,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    given: Set[str] = frozenset(),
 ) -> tuple[dict[str, Tensor], dict[str, float | int]]:
-    """Everything that the next step depends on beside the recipe: tensors, and plain numbers."""
+    """Everything that the next step depends on beside the recipe: tensors, and plain numbers.
+
+    Args:
+        accelerator: of the run.
+        module: what is trained.
+        optimizer: its optimizer.
+        given: names of weights to leave out, for they do not change and can be had elsewhere.
+    """
     tensors = {
         f"module.{name}": value
         for name, value in accelerator.unwrap_model(module).state_dict().items()
+        if name not in given
     }
     for index, values in optimizer.state_dict()["state"].items():
         for name, value in values.items():
@@ -239,15 +250,17 @@ def restore(
     optimizer: torch.optim.Optimizer,
     tensors: Mapping[str, Tensor],
     numbers: Mapping[str, float | int],
+    given: Set[str] = frozenset(),
 ) -> None:
-    """Put back what `state` returned."""
-    accelerator.unwrap_model(module).load_state_dict(
-        {
-            name.removeprefix("module."): value
-            for name, value in tensors.items()
-            if name.startswith("module.")
-        }
-    )
+    """Put back what `state` returned; the module has what was left out."""
+    kept = {
+        name.removeprefix("module."): value
+        for name, value in tensors.items()
+        if name.startswith("module.")
+    }
+    bare = accelerator.unwrap_model(module)
+    there = bare.state_dict()
+    bare.load_state_dict({**{name: there[name] for name in given}, **kept})
     saved = optimizer.state_dict()
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():

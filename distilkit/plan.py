@@ -265,8 +265,8 @@ def again(kept: Mapping[str, Any]) -> Plan:
 
 
 def disk(student: int, trained: int) -> int:
-    """Bytes that a run writes: one checkpoint (weights and two moments), another while it is replaced,
-    and the student.
+    """Bytes that a run writes: one checkpoint (trained weights and two moments), another while it is
+    replaced, and the result.
     """
     return 4 * (2 * 3 * trained + student)
 

@@ -33,6 +33,9 @@ class Parts:
     module: nn.Module
     optimizer: Any  # torch's
     loss_of: Callable[[nn.Module, Batch], Loss]
+    given: frozenset[str] = (
+        frozenset()
+    )  # weights of the module that stay what they are when it is made
 
 
 def place(
@@ -122,7 +125,7 @@ def steps(
     saved = run.load_checkpoint() if resumed else None
     start = 0
     if saved is not None:
-        loop.restore(accelerator, module, optimizer, *saved)
+        loop.restore(accelerator, module, optimizer, *saved, given=made.given)
         start = int(saved[1]["step"])
     if first:
         run.rewind(start)
@@ -162,7 +165,8 @@ def steps(
             if step.valid:
                 validated(accelerator.unwrap_model(module), rows)
             if halt or ended or step.number % settings.checkpoint_every == 0:
-                run.save_checkpoint(step.number, *loop.state(accelerator, module, optimizer))
+                state = loop.state(accelerator, module, optimizer, made.given)
+                run.save_checkpoint(step.number, *state)
         yield step
         if halt:
             return None

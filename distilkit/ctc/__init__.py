@@ -313,6 +313,7 @@ def parts(job: Job, accelerator: Accelerator) -> training.Parts:
         module=trainee,
         optimizer=loop.optimizer(trainee, recipe.train, chosen),
         loss_of=loss_function(job.tokenizer, recipe, texts, noises, device),
+        given=frozenset(dict(trainee.named_parameters()).keys() - trainee.weights().keys()),
     )
 
 
@@ -328,7 +329,7 @@ def disk_bytes(job: Job) -> int:
     """Bytes that the run will write."""
     whole, trained = int(job.facts["parameters"]), int(job.facts["trained"])
     result = trained if job.recipe.lora.rank and not job.facts["merge"] else whole
-    return plan.disk(result, trained) + 4 * (2 * whole + trained)
+    return plan.disk(result, trained) + 4 * 2 * trained  # the best weights, twice while they change
 
 
 def best(rows: Rows) -> dict[str, Any] | None:
