@@ -3,7 +3,10 @@
 Needs DISTILKIT_SHARED (recordings in `speech/commands`). Writes the two folders, makes a tokenizer, fine-tunes a
 student as asked, and counts its errors: greedily, and with a language model of the training texts.
 
-python tests/benchmarks/recognition.py STUDENT --how full --seed 0 [--mixed] [--record]
+python tests/benchmarks/recognition.py STUDENT --how full --seed 0 [--people 6] [--mixed] [--record]
+python tests/benchmarks/recognition.py --table
+
+The student is that of `distilkit demo`, copied to a folder of a name without a path.
 """
 
 import argparse
@@ -13,12 +16,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from statistics import mean
 
-from record import record
+from record import RESULTS, record
 
 from distilkit.assets.real import unheard
 
 SPEECH = Path(os.environ.get("DISTILKIT_SHARED", "shared")) / "speech"
+PEOPLE = 25  # of the 38 in `commands`; the others are tested
 MORE = ("ljspeech", "prompts", "read_short")  # other people, other words, in --mixed
 WAYS = {
     "full": (),
@@ -48,15 +53,33 @@ def write(folder: Path, chosen: list[tuple[str, dict[str, str]]]) -> Path:
     return folder
 
 
-def folders(place: Path, mixed: bool) -> tuple[Path, Path]:
+def folders(place: Path, people: int, mixed: bool) -> tuple[Path, Path]:
     """What is trained on, and what is tested on."""
     orders = rows("commands")
-    tested = unheard({row["speaker"] for row in orders})
-    train = [("commands", row) for row in orders if row["speaker"] not in tested]
+    speakers = {row["speaker"] for row in orders}
+    tested = unheard(speakers)
+    heard = sorted(speakers - tested)[:people]
+    train = [("commands", row) for row in orders if row["speaker"] in heard]
     if mixed:
         train += [(name, row) for name in MORE for row in rows(name)]
     test = [("commands", row) for row in orders if row["speaker"] in tested]
-    return write(place / ("mixed" if mixed else "train"), train), write(place / "test", test)
+    name = ("mixed" if mixed else "train") + ("" if people == PEOPLE else f"-{people}")
+    return write(place / name, train), write(place / "test", test)
+
+
+def table() -> None:
+    """Print what was recorded, a line for each way to train: means over seeds, least and most."""
+    found: dict[tuple[object, ...], list[dict[str, dict[str, float]]]] = {}
+    for line in (RESULTS / "recognition.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        keys = ("how", "kind", "people", "mixed", "set", "train_minutes")
+        found.setdefault(tuple(str(row[key]) for key in keys), []).append(row)
+    for key, seeds in found.items():
+        shown = []
+        for label in ("greedy", "lm"):
+            rates = [100 * row[label]["wer"] for row in seeds]
+            shown.append(f"{label} {mean(rates):.1f}% ({min(rates):.1f} to {max(rates):.1f})")
+        print(*key, f"seeds {len(seeds)}", *shown, sep="  ")
 
 
 def distilkit(*arguments: object) -> str:
@@ -69,16 +92,23 @@ def distilkit(*arguments: object) -> str:
 def main() -> None:
     """Fine-tune and test once."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("student")
+    parser.add_argument("student", nargs="?")
+    parser.add_argument("--table", action="store_true")
     parser.add_argument("--how", choices=WAYS, default="full")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--people", type=int, default=PEOPLE)
     parser.add_argument("--mixed", action="store_true")
     parser.add_argument("--kind", choices=("char", "unigram", "bpe"), default="char")
     parser.add_argument("--place", type=Path, default=Path("recognition"))
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--record", action="store_true")
     asked = parser.parse_args()
-    train, test = folders(asked.place, asked.mixed)
+    if asked.table:
+        table()
+        return
+    if not asked.student:
+        parser.error("which student?")
+    train, test = folders(asked.place, asked.people, asked.mixed)
     tokens = asked.place / f"tokens-{train.name}-{asked.kind}"
     if not tokens.is_dir():
         distilkit("tokenizer", train, "--kind", asked.kind, "--out", tokens)
@@ -101,6 +131,7 @@ def main() -> None:
         "how": asked.how,
         "seed": asked.seed,
         "kind": asked.kind,
+        "people": asked.people,
         "mixed": asked.mixed,
         "set": asked.set,
         "student": asked.student,
