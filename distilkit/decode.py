@@ -59,8 +59,8 @@ class Search:
 
     model: NGram | None = None
     width: int = 32
-    weight: float = 0.5
-    bonus: float = 1.0
+    weight: float = 0.75
+    bonus: float = 2.0
 
 
 # ---------------------------------------------------------------------------------------- search

@@ -257,7 +257,7 @@ def test_a_word_that_the_model_lacks_is_possible() -> None:
     assert text(beam(logprobs_TK, ALPHABET, model), ALPHABET) == "the emu sat"
     logs = {("the",): -0.5, ("sat",): -0.5, ("</s>",): -0.5}
     nothing = ngram.NGram(order=1, logs=logs, backoffs={})  # without `<unk>`
-    assert text(beam(logprobs_TK, ALPHABET, nothing), ALPHABET) == "the emu sat"
+    assert text(beam(logprobs_TK, ALPHABET, nothing, weight=0.5), ALPHABET) == "the emu sat"
 
 
 def cab_or_cat() -> np.ndarray:

@@ -23,8 +23,8 @@ def evaluate(
     ] = None,
     lm: options.LanguageModel = None,
     beam: options.Beam = 1,
-    lm_weight: options.LmWeight = 0.5,
-    word_bonus: options.WordBonus = 1.0,
+    lm_weight: options.LmWeight = 0.75,
+    word_bonus: options.WordBonus = 2.0,
     text_column: options.TextColumn = "",
     out: Annotated[
         Path | None,

@@ -19,8 +19,8 @@ def transcribe(
     model: options.Recogniser = None,
     lm: options.LanguageModel = None,
     beam: options.Beam = 1,
-    lm_weight: options.LmWeight = 0.5,
-    word_bonus: options.WordBonus = 1.0,
+    lm_weight: options.LmWeight = 0.75,
+    word_bonus: options.WordBonus = 2.0,
     timestamps: Annotated[
         bool, typer.Option("--timestamps", help="When each word is said (format json).")
     ] = False,
