@@ -118,13 +118,14 @@ def main() -> None:
     name = "-".join([asked.how.replace(" ", "-"), train.name, asked.kind, str(asked.seed)])
     run = asked.place / "runs" / name
     changes = [word for change in asked.set for word in ("--set", change)]
+    asks = (
+        *(train, "--tokenizer", tokens, "--model", asked.student, "--recipe", "ctc-tiny"),
+        *(*WAYS[asked.how], *changes, "--seed", asked.seed),
+    )
+    killed = run.is_dir()
     tuned = json.loads(
-        distilkit(
-            "finetune-ctc", train, "--tokenizer", tokens, "--model", asked.student,
-            "--recipe", "ctc-tiny", *WAYS[asked.how], *changes, "--seed", asked.seed,
-            "--out", run, "--json",
-        )
-    )  # fmt: skip
+        distilkit("finetune-ctc", *(["--resume"] if killed else asks), "--out", run, "--json")
+    )
     facts = json.loads((run / "run.json").read_text())
     speed = [json.loads(line)["seconds"] for line in (run / "speed.jsonl").read_text().splitlines()]
     measured = {
