@@ -88,7 +88,7 @@ def prepare(
     settings = recipe or config.load_recipe(DEFAULT_RECIPE)
     run = training.place(audio, out, resume, kind="distill")
     if resume and run.exists:
-        return _reopen(run)
+        return _reopen(run, audio)
     if not audio:
         raise DistilkitError(f"`{run.folder}` holds no run to resume", "distilkit distill AUDIO")
     run.check_free()
@@ -305,9 +305,10 @@ def _codebook(
     return codebooks.load(keep)
 
 
-def _reopen(run: Run) -> Job:
+def _reopen(run: Run, audio: Sequence[str | Path]) -> Job:
     facts = run.read()
     training.check_kind(run, "distill")
+    training.check_inputs(run, audio, facts["audio"])
     settings = config.parse_recipe(
         tomllib.loads((run.folder / "recipe.toml").read_text(encoding="utf-8")), str(run.folder)
     )

@@ -180,11 +180,14 @@ def difference(one: Evaluation, other: Evaluation) -> tuple[float, tuple[float, 
     )
 
 
-def write(evaluation: Evaluation, path: Path) -> None:
-    """Write every utterance as a JSON object on a line."""
-    rows = (
-        {key: value for key, value in asdict(item).items() if key != "errors"}
-        | {"word_errors": item.errors.words.errors, "words": item.errors.words.spoken}
-        for item in evaluation.utterances
-    )
+def write(evaluation: Evaluation, path: Path, against: Evaluation | None = None) -> None:
+    """Write every utterance as a JSON object on a line, beside what a second recogniser heard."""
+    others = {item.id: item for item in against.utterances} if against else {}
+    rows = []
+    for item in evaluation.utterances:
+        row = {key: value for key, value in asdict(item).items() if key != "errors"}
+        row |= {"word_errors": item.errors.words.errors, "words": item.errors.words.spoken}
+        if other := others.get(item.id):
+            row |= {"against": other.heard, "against_word_errors": other.errors.words.errors}
+        rows.append(row)
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

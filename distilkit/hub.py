@@ -109,7 +109,7 @@ def download(name: str) -> Path:
         state = "is not in the local cache"
     except HFValidationError as error:
         raise DistilkitError(
-            f"`{name}` is not a hub id: {error}", f"--teacher {DEFAULT_TEACHER}"
+            f"`{name}` is not a hub id: {error}", f"give a hub id such as {DEFAULT_TEACHER}"
         ) from error
     try:
         there = Path(snapshot_download(name, allow_patterns=FILES, etag_timeout=TIMEOUT))
@@ -129,7 +129,7 @@ def download(name: str) -> Path:
             ) from error
         raise DistilkitError(
             f"`{name}` {state}, and the hub cannot be reached",
-            "give a local folder with --teacher or --model, or go online once",
+            "give a local folder in its place, or go online once",
         ) from error
 
 

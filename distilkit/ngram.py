@@ -53,15 +53,19 @@ class NGram:
         """
         return self._ahead.get(letters[:AHEAD])
 
+    def words(self) -> Iterator[str]:
+        """The vocabulary."""
+        return (gram[0] for gram in self.logs if len(gram) == 1 and gram[0] not in MARKS)
+
     @cached_property
     def _ahead(self) -> dict[str, float]:
         found: dict[str, float] = {}
-        for gram, value in self.logs.items():
-            if len(gram) == 1 and gram[0] not in MARKS:
-                for length in range(1, min(len(gram[0]), AHEAD) + 1):
-                    letters = gram[0][:length]
-                    if value > found.get(letters, -math.inf):
-                        found[letters] = value
+        for word in self.words():
+            value = self.logs[(word,)]
+            for length in range(1, min(len(word), AHEAD) + 1):
+                letters = word[:length]
+                if value > found.get(letters, -math.inf):
+                    found[letters] = value
         return found
 
     def score(self, context: Context, word: str) -> tuple[float, Context]:

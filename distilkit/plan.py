@@ -51,7 +51,6 @@ class Measured:
     """What a few real steps took."""
 
     seconds_per_step: float
-    hours: float
     peak_gib: float  # of the accelerator's memory, or of this process's on a CPU
 
 

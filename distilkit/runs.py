@@ -70,6 +70,20 @@ def discard(path: Path) -> None:
         path.unlink()
 
 
+def make_parent(path: Path) -> None:
+    """Make the folder that a file or folder is to lie in.
+
+    Raises:
+        DistilkitError: it cannot be made.
+    """
+    try:
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DistilkitError(
+            f"cannot make `{path.parent}`: {error.strerror}", "--out in a folder you can write"
+        ) from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     with replacing(path) as beside:
@@ -255,6 +269,12 @@ class Run:
                 f"rm -r {newest} to start this run again from its beginning",
             ) from error
 
+    @property
+    def done(self) -> int:
+        """The optimizer step of the newest checkpoint; 0 where there is none."""
+        checkpoints = self._checkpoints()
+        return int(checkpoints[-1].name.removeprefix("step-")) if checkpoints else 0
+
     def _checkpoints(self) -> list[Path]:
         return sorted((self.folder / "checkpoints").glob("step-*"))
 
@@ -270,6 +290,13 @@ def newest_run(root: Path, *, finished: bool, kind: str) -> Run | None:
     found = [Run(path.parent) for path in root.glob("*/run.json")]
     found = [run for run in found if run.finished == finished and _kind(run) == kind]
     return max(found, key=lambda run: (run.folder / "run.json").stat().st_mtime, default=None)
+
+
+def resumable(out: Path | None, kind: str) -> bool:
+    """Whether there is a run to go on with: in `out`, or an unfinished one under `./runs`."""
+    if out is not None:
+        return Run(out).exists
+    return newest_run(Path("runs"), finished=False, kind=kind) is not None
 
 
 def _kind(run: Run) -> str:

@@ -151,8 +151,7 @@ def _spelling(language: str) -> str:
             "spelling digits needs num2words", "pip install 'distilkit[digits]'"
         ) from error
     known = sorted(set(CONVERTER_CLASSES) - UNSOUND)
-    name = language.replace("-", "_")
-    for found in (name, name.partition("_")[0]):
+    for found in (language, language.partition("_")[0]):
         if found in known:
             return found
     raise DistilkitError(

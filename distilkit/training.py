@@ -77,6 +77,21 @@ def check_kind(run: Run, kind: str) -> None:
         )
 
 
+def check_inputs(run: Run, given: Sequence[str | Path], began: Sequence[str]) -> None:
+    """Refuse to resume a run on other recordings than it began with.
+
+    Raises:
+        DistilkitError: names those that it began with.
+    """
+    places = [{Path(item).resolve() for item in items} for items in (given, began)]
+    if given and places[0] != places[1]:
+        listed = ", ".join(f"`{item}`" for item in began)
+        raise DistilkitError(
+            f"`{run.folder}` began with {listed}; a resumed run keeps its recordings",
+            "leave them out, or start a new run with another --out",
+        )
+
+
 def unchanged(valid: dict[str, float]) -> dict[str, float]:
     """What was measured on held-out windows, as it was measured."""
     return valid
@@ -183,7 +198,7 @@ def measure(
     train: Sequence[MonoCut],
     steps: int = 3,
 ) -> plan.Measured:
-    """Take a few real steps, keep nothing of them, and say what all of them would take.
+    """Take a few real steps, keep nothing of them, and say what they took.
 
     The first step warms up and does not count.
     """
@@ -195,11 +210,7 @@ def measure(
         accelerator, module, optimizer, stream, made.loss_of, recipe.train, start=0, steps=steps
     )
     seconds = min([step.seconds for step in taken][1:])
-    return plan.Measured(
-        seconds_per_step=seconds,
-        hours=seconds * decided.steps / 3600,
-        peak_gib=plan.peak_gib(decided.device),
-    )
+    return plan.Measured(seconds_per_step=seconds, peak_gib=plan.peak_gib(decided.device))
 
 
 def holding(run: Run, accelerator: Accelerator) -> Any:

@@ -5,7 +5,7 @@ Letters in names: T frames, K tokens.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from distilkit.decode import FORMATS, Search, Transcript, Word, decoded, followi
 from distilkit.errors import DistilkitError
 from distilkit.pauses import Levels, bounded, levels, stretches
 from distilkit.recognisers import WINDOW_SECONDS, LogProbs, Recogniser, hear, hear_stream
-from distilkit.runs import write_text
+from distilkit.runs import make_parent, write_text
 from distilkit.tokenizers import DELIMITER, SPACE, Tokenizer
 
 Heard = tuple[LogProbs, Levels]  # of the same frames
@@ -191,35 +191,44 @@ def _runs(inside_T: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
 
 
 def targets(
-    inputs: Sequence[str | Path], out: Path, format: config.TranscriptFormat
+    out: Path, format: config.TranscriptFormat, several: bool
 ) -> Callable[[Transcript], Path]:
-    """Where each transcript is to be written: `out` itself for one file, else a file below it.
+    """Where each transcript is to be written: `out` itself for one recording, else a file below it.
+
+    Args:
+        out: a file, which one recording needs, or a folder.
+        format: what is written.
+        several: whether there may be more than one recording.
 
     Raises:
-        DistilkitError: something is there already.
+        DistilkitError: something is there already, or its name says that it is a file where there
+            has to be a folder, or one of another format.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise DistilkitError(f"`{out}` is there already", "another --out")
-    if len(inputs) == 1 and not Path(inputs[0]).is_dir() and out.suffix == f".{format}":
+    named = out.suffix.removeprefix(".").lower()
+    if named in FORMATS and several:
+        raise DistilkitError(
+            f"`{out}` is named like a file, and there are several recordings",
+            f"--out {out.with_suffix('')} for a folder"
+            + ("" if format in TIMED else f", or no --out and > {out}"),
+        )
+    if named in FORMATS and named != format:
+        raise DistilkitError(f"`{out}` and `--format {format}` disagree", f"--format {named}")
+    if named in FORMATS:
         return lambda _: out
     taken: dict[str, str] = {}
 
     def place(transcript: Transcript) -> Path:
-        stem = transcript.file.rpartition(".")[0] or transcript.file
-        name = (
-            stem if taken.setdefault(stem, transcript.file) == transcript.file else transcript.file
-        )
-        return out / f"{name}.{format}"
+        whole = transcript.file
+        stem = whole.rpartition(".")[0] or whole
+        names = chain([stem, whole], (f"{whole}#{number}" for number in count(2)))
+        return out / f"{next(n for n in names if taken.setdefault(n, whole) == whole)}.{format}"
 
     return place
 
 
 def write(transcript: Transcript, path: Path, format: config.TranscriptFormat) -> None:
     """Write a transcript into a file of its own, whole."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DistilkitError(
-            f"cannot make `{path.parent}`: {error.strerror}", "another --out"
-        ) from error
+    make_parent(path)
     write_text(path, FORMATS[format](transcript))

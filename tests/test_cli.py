@@ -29,7 +29,7 @@ OPTIONS = {
     "tokenizer": {"--out", "--kind", "--vocab-size", "--form", "--case", "--punctuation", "--digits", "--language", "--text-column", "--json"},
     "lm": {"--out", "--order", "--tokenizer", "--text-column", "--json"},
     "convert": {"--out", "--format", "--json"},
-    "inspect": {"--json"},
+    "inspect": {"--text-column", "--json"},
     "demo": {"--out", "--steps", "--json"},
     "doctor": {"--json"},
     "recipes": set(),
@@ -235,7 +235,7 @@ ERRORS: dict[str, tuple[list[str], str, str]] = {
     ),
     "resume with changes": (
         ["distill", "--resume", "--out", "taken", "--steps", "5"],
-        "a resumed run keeps its recipe: `train.steps=5` cannot change it",
+        "a resumed run keeps its settings: `train.steps=5` cannot change them",
         "leave it out, or start a new run with another --out",
     ),
     "no teacher for layers": (
@@ -250,7 +250,7 @@ ERRORS: dict[str, tuple[list[str], str, str]] = {
     ),
     "resume with a student": (
         ["distill", "--resume", "--out", "taken", "--student", "teacher"],
-        "a resumed run keeps its student: `--student teacher` cannot change it",
+        "a resumed run keeps its settings: `--student teacher` cannot change them",
         "leave it out, or start a new run with another --out",
     ),
     "no such codebook": (
@@ -379,7 +379,7 @@ def test_a_hub_id_while_offline_answers_soon(speech: Path, tmp_path: Path) -> No
     seconds, problem, hint = done.stdout.split("|")
     assert float(seconds) < 10
     assert problem == "`owner/name` is not in the local cache, and the hub cannot be reached"
-    assert hint.strip() == "give a local folder with --teacher or --model, or go online once"
+    assert hint.strip() == "give a local folder in its place, or go online once"
     assert "Retry" not in done.stderr
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,59 @@ def test_transcribe_with_a_language_model(
     assert len(asked) == 2  # greedy
 
 
+def test_a_language_model_in_another_form_of_text(run: Run, tuned: Path, transcribed: Path) -> None:
+    Path("loud.txt").write_text("HELLO THERE\nkeeper\n")
+    run("lm", "loud.txt", "--out", "loud.arpa")
+    run("lm", transcribed, "--out", "said.arpa", "--tokenizer", tuned / "tokenizer")
+    clip = transcribed / "clip01.flac"
+    _, _, err = run("transcribe", clip, "--lm", "loud.arpa")
+    assert "warning: `runs/said/model` cannot write 2 of the 3 words in `loud.arpa`: `HELLO`" in err
+    assert "hint: distilkit lm TEXT --tokenizer runs/said/model --out" in err
+    for command in ("transcribe", "evaluate"):
+        _, _, err = run(
+            command, clip if command == "transcribe" else transcribed, "--lm", "said.arpa"
+        )
+        assert "warning: `runs" not in err
+
+
+def test_transcripts_go_where_they_are_told(run: Run, tuned: Path, tmp_path: Path) -> None:
+    places = [tmp_path / "mixed" / name for name in ("t.flac", "t.wav", "t.wav.flac")]
+    places[0].parent.mkdir()
+    for seed, place in enumerate(places):
+        soundfile.write(place, voice(0.5, seed), 16_000)
+    code, _, _ = run("transcribe", tmp_path / "mixed", "--out", "texts")
+    assert code == 0
+    written = sorted(path.name for path in Path("texts").iterdir())
+    assert written == ["t.txt", "t.wav.flac.txt", "t.wav.txt"]
+    rows = [
+        {"id": place.name, "sources": [{"type": "file", "channels": [0], "source": str(place)}]}
+        for place in places
+    ]
+    Path("all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, _ = run("transcribe", "all.jsonl")
+    assert [line.partition("\t")[0] for line in out.splitlines()] == [p.name for p in places]
+    code, _, _ = run("transcribe", "all.jsonl", "--out", "again")
+    assert len(list(Path("again").iterdir())) == 3
+    for more in (["--out", "one.txt"], ["--format", "srt"]):
+        code, _, err = run("transcribe", "all.jsonl", *more)
+        assert code == 1
+        assert "several" in err
+
+
+def test_what_a_stream_cannot_write_is_escaped(
+    run: Run, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "odd").mkdir()
+    for seed, name in enumerate(("日本.wav", "plain.wav")):
+        soundfile.write(tmp_path / "odd" / name, voice(0.5, seed), 16_000)
+    sink = BytesIO()
+    monkeypatch.setattr("sys.stdout", TextIOWrapper(sink, encoding="ascii", write_through=True))
+    code, _, err = run("transcribe", tmp_path / "odd")
+    assert code == 0, err
+    lines = sink.getvalue().decode("ascii").splitlines()
+    assert [line.partition("\t")[0] for line in lines] == ["plain.wav", "\\u65e5\\u672c.wav"]
+
+
 def test_evaluate_counts_and_compares(
     run: Run, tuned: Path, transcribed: Path, teacher_folder: Path
 ) -> None:
@@ -110,6 +164,13 @@ def test_evaluate_counts_and_compares(
     code, _, err = run("evaluate", transcribed, "--out", "each.jsonl")
     assert code == 1
     assert "error: `each.jsonl` is there already" in err
+    code, _, err = run(
+        "evaluate", transcribed, "--against", tuned / "model", "--out", "new/below/each.jsonl"
+    )
+    assert code == 0, err
+    rows = [json.loads(line) for line in Path("new/below/each.jsonl").read_text().splitlines()]
+    assert all(row["against"] == row["heard"] for row in rows)
+    assert all(row["against_word_errors"] == row["word_errors"] for row in rows)
 
 
 def test_adapters_through_the_command_line(
@@ -126,6 +187,16 @@ def test_adapters_through_the_command_line(
     assert document["best"]["step"] in (2, 4)
     code, text, err = run("transcribe", transcribed / "clip00.flac", "--model", "runs/small")
     assert code == 0, err
+    code, out, err = run("inspect", "runs/small/adapter", "--json")
+    assert json.loads(out)["is"] == "adapters of a recogniser"
+    assert json.loads(out)["belong to"] == str(teacher_folder)
+    code, out, err = run("finetune-ctc", "--resume", "--merge", "--out", "runs/small")
+    assert code == 0, err
+    again = run("transcribe", transcribed / "clip00.flac", "--model", "runs/small/model")
+    assert again[:2] == (0, text)
+    code, out, err = run("finetune-ctc", "--resume", "--merge", "--out", "runs/small")
+    assert code == 1
+    assert "is finished" in err
 
 
 def test_a_plan_writes_nothing(
@@ -151,6 +222,40 @@ def test_inspect_transcribed_recordings_and_the_run(
     code, out, _ = run("inspect", tuned)
     assert "a fine-tuning run" in out
     assert "held-out words wrong" in out
+    code, out, _ = run("inspect", tuned / "model", "--json")
+    document = json.loads(out)
+    assert document["is"] == "a recogniser: HuBERT and a CTC head"
+    assert document["tokens"] > 10
+    assert not any("head" in note for note in document["notes"])
+    code, out, _ = run("inspect", tuned / "tokenizer", "--json")
+    assert json.loads(out)["is"] == "a tokenizer"
+
+
+def test_inspect_says_what_fine_tuning_would_take(run: Run, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "long.wav", voice(31.0, 1), 16_000)
+    (tmp_path / "metadata.csv").write_text("file_name,words said,other\nlong.wav,hello,x\n")
+    code, out, err = run("inspect", tmp_path)
+    assert code == 1
+    assert "hint: --text-column 'words said'" in err
+    code, out, err = run("inspect", tmp_path, "--text-column", "words said")
+    assert code == 0, err
+    assert "left out" in out
+    assert "31.00 s is longer than 30 s" in out
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("notes.txt", "hello", "`notes.txt` is text, and names no recordings"),
+        ("rows.jsonl", '{"said": "x"}', "names no recordings: its columns are `said`"),
+        ("rows.jsonl", '{"said": "x"', "`rows.jsonl` is not JSON lines: line 1"),
+    ],
+)
+def test_inspect_text_without_recordings(run: Run, name: str, text: str, said: str) -> None:
+    Path(name).write_text(text)
+    code, _, err = run("inspect", name)
+    assert code == 1
+    assert said in err
 
 
 def test_inspect_lists_what_is_wrong_however_much_it_is(run: Run, tmp_path: Path) -> None:
@@ -195,6 +300,16 @@ ERRORS = {
         ["finetune-ctc", "SAID", "--tokenizer", "t", "--merge"],
         "`--merge` without adapters",
         "--lora --merge",
+    ),
+    "set twice": (
+        ["finetune-ctc", "SAID", "--tokenizer", "t", "--steps", "3", "--set", "train.steps=4"],
+        "`train.steps` is set 2 times",
+        "set it once",
+    ),
+    "weight without a language model": (
+        ["transcribe", "SAID", "--model", "TEACHER", "--lm-weight", "3"],
+        "`--lm-weight 3` without a language model",
+        "--lm lm.arpa --lm-weight 3",
     ),
     "a recipe to distil": (
         ["finetune-ctc", "SAID", "--tokenizer", "t", "--recipe", "paper"],
@@ -300,5 +415,18 @@ def test_resuming_keeps_everything(run: Run, tuned: Path) -> None:
     code, _, err = run("finetune-ctc", "--resume", "--out", tuned, "--seed", "3")
     assert code == 1
     assert "`train.seed=3` cannot change them" in err
+    code, _, err = run("finetune-ctc", "--resume", "--out", tuned, "--recipe", "ctc-tiny")
+    assert code == 1
+    assert "`--recipe ctc-tiny` cannot change them" in err
+    Path("others").mkdir()
+    code, _, err = run("finetune-ctc", "others", "--resume", "--out", tuned)
+    assert code == 1
+    assert f"`{tuned}` began with" in err
+    code, _, err = run("finetune-ctc", "--resume", "--merge", "--out", tuned)
+    assert code == 1
+    assert "`--merge` without adapters" in err
+    code, out, _ = run("finetune-ctc", "--resume", "--out", tuned, "--plan", "--json")
+    assert code == 0
+    assert json.loads(out)["hours"] == 0  # all of its steps are done
     code, out, err = run("finetune-ctc", "--resume")
     assert (code, out) == (0, "runs/said/model\n"), err

@@ -312,7 +312,7 @@ def test_measuring_leaves_nothing_behind(
     job = prepare([speech], teacher=str(teacher_folder), out=tmp_path / "run", recipe=quick())
     measured = distillation.measure(job)
     assert measured.seconds_per_step > 0
-    assert measured.hours == pytest.approx(measured.seconds_per_step * 6 / 3600)
+    assert measured.peak_gib > 0
     assert not (tmp_path / "run").exists()
     list(train(job))
     distill([speech], teacher=str(teacher_folder), out=tmp_path / "plain", recipe=quick())

@@ -611,7 +611,7 @@ def test_half_of_a_model_in_the_cache_is_not_enough(
     (cached / gone).unlink()
     assert refused("owner/name") == (
         "`owner/name` is only partly in the local cache, and the hub cannot be reached",
-        "give a local folder with --teacher or --model, or go online once",
+        "give a local folder in its place, or go online once",
     )
     real = hub.snapshot_download
 

@@ -78,6 +78,7 @@ NORMAL = {
     "eszett upper": (Text(case="upper"), "Stra\u00dfe", "STRASSE"),
     "turkish elsewhere": (Text(), "\u0130stanbul ILIK", "i\u0307stanbul ilik"),
     "turkish": (Text(language="tr"), "\u0130stanbul ILIK", "istanbul \u0131l\u0131k"),
+    "turkish by its region": (Text(language="TR-tr"), "\u0130stanbul ILIK", "istanbul \u0131l\u0131k"),
     "turkish decomposed": (Text(language="tr", form="NFD"), "\u0130stanbul", "istanbul"),
     "turkish upper": (Text(language="tr", case="upper"), "istanbul \u0131l\u0131k", "\u0130STANBUL ILIK"),
     "greek": (Text(), "\u039f\u0394\u039f\u03a3", "\u03bf\u03b4\u03bf\u03c2"),

@@ -226,16 +226,28 @@ def test_a_language_model_hears_across_segments(letters: Path) -> None:
 
 
 def test_where_transcripts_are_written(tmp_path: Path) -> None:
-    place = transcribe.targets([tmp_path], tmp_path / "out", "srt")
+    place = transcribe.targets(tmp_path / "out", "srt", True)
     one, two = Transcript(file="a/x.wav", text=""), Transcript(file="a/x.flac", text="")
     assert place(one) == tmp_path / "out" / "a" / "x.srt"
     assert place(two) == tmp_path / "out" / "a" / "x.flac.srt"
     assert place(one) == tmp_path / "out" / "a" / "x.srt"
-    single = transcribe.targets([tmp_path / "x.wav"], tmp_path / "said.txt", "txt")
+    three = Transcript(file="a/x.flac.ogg", text="")  # its stem is what the second one is called
+    assert place(three) == tmp_path / "out" / "a" / "x.flac.ogg.srt"
+    single = transcribe.targets(tmp_path / "said.txt", "txt", False)
     assert single(one) == tmp_path / "said.txt"
+    below = transcribe.targets(tmp_path / "said", "txt", False)
+    assert below(one) == tmp_path / "said" / "a" / "x.txt"
     (tmp_path / "there").write_text("x")
     with pytest.raises(DistilkitError, match="is there already"):
-        transcribe.targets([tmp_path / "x.wav"], tmp_path / "there", "txt")
+        transcribe.targets(tmp_path / "there", "txt", False)
+    with pytest.raises(DistilkitError, match="several recordings") as caught:
+        transcribe.targets(tmp_path / "said.txt", "txt", True)
+    assert caught.value.hint == f"--out {tmp_path / 'said'} for a folder, or no --out and > " + str(
+        tmp_path / "said.txt"
+    )
+    with pytest.raises(DistilkitError, match="disagree") as caught:
+        transcribe.targets(tmp_path / "said.txt", "srt", False)
+    assert caught.value.hint == "--format txt"
     with pytest.raises(DistilkitError, match="cannot make"):
         transcribe.write(one, tmp_path / "there" / "below" / "x.txt", "txt")
     transcribe.write(Transcript(file="x", text="hello"), tmp_path / "new" / "x.txt", "txt")

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import tarfile
+import unicodedata
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -734,7 +735,11 @@ def test_a_text_file_without_audio_and_one_that_is_not_text(tmp_path: Path, soun
     found = read([place], SETTINGS)
     assert len(found.cuts) == 3
     assert left_out(found) == [
-        ("x.txt", "broken row", "is not UTF-8: byte 2 (line 1) is 0xef"),
+        (
+            "x.txt",
+            "broken row",
+            "is not UTF-8: byte 2 (line 1) is 0xef (`iconv -f WINDOWS-1252 -t UTF-8` converts it)",
+        ),
         ("readme.txt", "no audio", "no audio file of this name beside it"),
         ("x.wav", "no text", "no transcript names it"),
     ]
@@ -1107,6 +1112,65 @@ def test_plain_sentences(tmp_path: Path, folder: Path) -> None:
         texts([plain])
 
 
+def test_tables_that_name_no_audio_are_texts(tmp_path: Path) -> None:
+    rows = write_json(
+        tmp_path / "corpus.jsonl", [{"text": "one two"}, {"text": ""}, {"text": "three"}]
+    )
+    assert texts([rows]) == (["one two", "three"], [])
+    table = write(tmp_path / "corpus.CSV", 'id,said\n1,"one, two"\n2,three\n')
+    assert texts([table], "said") == (["one, two", "three"], [])
+    with pytest.raises(DistilkitError, match="no column of text: its columns are `id` and `said`"):
+        texts([table])
+    write(rows, '{"text": "one two"\n')
+    with pytest.raises(DistilkitError, match=r"is not JSON lines: line 1"):
+        texts([rows])
+
+
+def test_why_there_is_no_text(tmp_path: Path) -> None:
+    table = write(tmp_path / "metadata.csv", "file_name,text\na.wav,one, two\n")
+    with pytest.raises(DistilkitError, match="no text in .*:\n  .*metadata.csv: line 2: 3 values"):
+        texts([table])
+
+
+@pytest.mark.parametrize(("table", "text"), [("Metadata.CSV", "x"), ("METADATA.JSONL", "x")])
+def test_capitals_in_the_names_of_tables(
+    tmp_path: Path, sounds: Sounds, table: str, text: str
+) -> None:
+    put(tmp_path / "a.wav", sounds["bo-1-0001"])
+    rows = {
+        "csv": f"file_name,text\na.wav,{text}\n",
+        "jsonl": '{"file_name": "a.wav", "text": "x"}\n',
+    }
+    write(tmp_path / table, rows[table.rpartition(".")[2].lower()])
+    assert read([tmp_path], SETTINGS).layouts == ("audiofolder",)
+    assert texts([tmp_path / table])[0] == [text]
+
+
+def test_capitals_in_the_names_of_sidecars(tmp_path: Path, sounds: Sounds) -> None:
+    put(tmp_path / "a.WAV", sounds["bo-1-0001"])
+    write(tmp_path / "a.TXT", "hello")
+    write(tmp_path / "b.TXT", "nobody")
+    found = read([tmp_path], SETTINGS)
+    assert [cut.supervisions[0].text for cut in found.cuts] == ["hello"]
+    assert left_out(found) == [("b.TXT", "no audio", "no audio file of this name beside it")]
+
+
+@pytest.mark.parametrize(("there", "written"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_a_name_in_the_other_unicode_form(
+    tmp_path: Path, sounds: Sounds, there: Any, written: Any
+) -> None:
+    put(tmp_path / unicodedata.normalize(there, "café.wav"), sounds["bo-1-0001"])
+    name = unicodedata.normalize(written, "café.wav")
+    write(tmp_path / "metadata.csv", f"file_name,text\n{name},hello\n")
+    found = read([tmp_path], SETTINGS)
+    assert (len(found.cuts), found.skipped) == (1, [])
+
+
+def test_a_very_long_text(tmp_path: Path, sounds: Sounds) -> None:
+    write(tmp_path / "metadata.csv", "file_name,text\na.wav," + "la " * 60_000 + "\n")
+    assert len(texts([tmp_path])[0][0]) > 131_072
+
+
 def test_facts() -> None:
     first, second = cut("a", 1800.0, "ada"), cut("b", 1800.0)
     first.supervisions[0].text, first.supervisions[0].language = "aaaa b\nc", "en"
@@ -1122,6 +1186,7 @@ def test_facts() -> None:
     assert found.rare == "Bbc"
     assert (found.missing_files, found.empty_texts) == (2, 1)
     assert found.left_out == {"no audio": 2, "empty text": 1}
+    assert facts([first, second], [], str.lower).alphabet == {"a": 5, "b": 2, "c": 1}
 
 
 # ------------------------------------------------------------------------------------- real speech

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from io import TextIOWrapper
 from types import FrameType
 from typing import NoReturn
 
@@ -77,6 +78,9 @@ def main() -> None:
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
         raise Interrupted
 
+    for stream in (sys.stdout, sys.stderr):  # what they cannot write is written as `\u65e5`
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, interrupt)
     try:

@@ -1,7 +1,7 @@
 """The course of a training run on the terminal: its plan, its steps, how it ends."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import typer
@@ -33,26 +33,49 @@ def show_plan(job: Job, measured: "Measured", disk: int, json: bool) -> None:
     from distilkit.cli import console
     from distilkit.plan import clock
 
+    left = job.plan.steps - job.run.done
+    hours = measured.seconds_per_step * left / 3600
     values = {
         "usable_hours": round((job.facts["train_seconds"] + job.facts["valid_seconds"]) / 3600, 3),
         "skipped": job.facts["skipped"],
         "steps": job.plan.steps,
         "seconds_per_step": round(measured.seconds_per_step, 3),
-        "hours": round(measured.hours, 3),
+        "hours": round(hours, 3),
         "peak_memory_gib": round(measured.peak_gib, 2),
         "disk_gib": round(disk / 2**30, 3),
     }
     if json:
         console.document(values)
         return
-    steps = f"{job.plan.steps} steps of {measured.seconds_per_step:.2f} s, measured here"
+    steps = f"{left} steps of {measured.seconds_per_step:.2f} s, measured here"
     disk_reason = "two checkpoints while one is replaced, and the student"
     rows = [
-        ("time", clock(measured.hours * 3600), steps),
+        ("time", clock(hours * 3600), steps),
         ("memory", f"{measured.peak_gib:.1f} GiB", "the most so far, measured here"),
         ("disk", f"{disk / 2**30:.2f} GiB", disk_reason),
     ]
     console.show(console.table("plan", ("what", "value", "why"), rows), to_result=True)
+
+
+def keeps(given: Sequence[str], default: str, recipe: str) -> None:
+    """Refuse options of a run that is resumed: it goes on as it began.
+
+    Args:
+        given: what was asked for beside the recipe, as it is typed.
+        default: the recipe of the command.
+        recipe: the one that was asked for.
+
+    Raises:
+        DistilkitError: names the first option.
+    """
+    from distilkit.errors import DistilkitError
+
+    asked = [*given, *([f"--recipe {recipe}"] if recipe != default else [])]
+    if asked:
+        raise DistilkitError(
+            f"a resumed run keeps its settings: `{asked[0]}` cannot change them",
+            "leave it out, or start a new run with another --out",
+        )
 
 
 def follow(

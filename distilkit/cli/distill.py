@@ -10,6 +10,10 @@ from distilkit.cli import options
 if TYPE_CHECKING:
     from distilkit.distill import Job
 
+# The same as in distilkit.hub and distilkit.distill, whose import would cost `--help` its speed.
+DEFAULT_TEACHER = "facebook/hubert-base-ls960"
+DEFAULT_RECIPE = "personal"
+
 
 def distill(
     audio: Annotated[
@@ -21,7 +25,7 @@ def distill(
         typer.Option(
             help="A checkpoint (folder, file, run), a hub id, `tiny` (built in), or `none`."
         ),
-    ] = "facebook/hubert-base-ls960",
+    ] = DEFAULT_TEACHER,
     student: Annotated[
         str | None,
         typer.Option(help="Go on with this student in place of a new one.", show_default=False),
@@ -29,7 +33,7 @@ def distill(
     out: Annotated[
         Path | None, typer.Option(help="Run folder; `runs/NAME` by default.", show_default=False)
     ] = None,
-    recipe: options.Recipe = "personal",
+    recipe: options.Recipe = DEFAULT_RECIPE,
     set: options.Changes = None,
     steps: options.Steps = None,
     resume: options.Resume = False,
@@ -41,39 +45,28 @@ def distill(
 
     `distilkit distill ./my_audio` writes the student to `runs/my_audio/student`.
     """
-    from distilkit.cli import console
+    from distilkit.cli import console, course
     from distilkit.config import load_recipe
     from distilkit.errors import DistilkitError
     from distilkit.hub import locate
-    from distilkit.runs import newest_run
+    from distilkit.runs import resumable
 
     if not audio and not resume:
         raise DistilkitError("no audio given", "distilkit distill ./my_audio")
     changes = list(set or [])
     changes += [f"train.steps={steps}"] if steps is not None else []
     changes += [f"train.seed={seed}"] if seed is not None else []
-    there = resume and (
-        (out / "run.json").is_file()
-        if out
-        else newest_run(Path("runs"), finished=False, kind="distill") is not None
-    )
-    if there and changes:
-        raise DistilkitError(
-            f"a resumed run keeps its recipe: `{changes[0]}` cannot change it",
-            "leave it out, or start a new run with another --out",
-        )
+    there = resume and resumable(out, "distill")
+    if there:
+        given = [f"--student {student}"] if student else []
+        given += [f"--teacher {teacher}"] if teacher != DEFAULT_TEACHER else []
+        course.keeps([*changes, *given], DEFAULT_RECIPE, recipe)
     settings = load_recipe(recipe, changes)
-    if there and student:
-        raise DistilkitError(
-            f"a resumed run keeps its student: `--student {student}` cannot change it",
-            "leave it out, or start a new run with another --out",
-        )
     if audio and not there:
         for name in (teacher, student):
             if name and name != "none":
                 locate(name)  # before the imports that take seconds
 
-    from distilkit.cli import course
     from distilkit.distill import disk_bytes, measure, prepare
 
     job = prepare(

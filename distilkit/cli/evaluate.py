@@ -22,9 +22,9 @@ def evaluate(
         typer.Option(help="Another recogniser, on the same recordings.", show_default=False),
     ] = None,
     lm: options.LanguageModel = None,
-    beam: options.Beam = 1,
-    lm_weight: options.LmWeight = 0.75,
-    word_bonus: options.WordBonus = 2.0,
+    beam: options.Beam = None,
+    lm_weight: options.LmWeight = None,
+    word_bonus: options.WordBonus = None,
     text_column: options.TextColumn = "",
     out: Annotated[
         Path | None,
@@ -37,9 +37,10 @@ def evaluate(
     `distilkit evaluate ./my_test --model runs/my_speech-ctc`
     """
     from distilkit.cli import console
-    from distilkit.cli.transcribe import searching
+    from distilkit.cli.transcribe import check_form, searching
     from distilkit.errors import DistilkitError
     from distilkit.hub import default_recogniser, locate
+    from distilkit.runs import make_parent
 
     name = model or default_recogniser()
     console.say(f"model: {name}" + ("" if model else " (no --model given)"))
@@ -48,6 +49,8 @@ def evaluate(
             locate(each)  # before the imports that take seconds
     if out is not None and out.exists():
         raise DistilkitError(f"`{out}` is there already", "another --out")
+    if out is not None:
+        make_parent(out)  # before everything is listened to
 
     from distilkit import evaluate as judging
     from distilkit import plan, recognisers
@@ -59,23 +62,23 @@ def evaluate(
         recogniser = recognisers.load(each)
         for note in recogniser.notes:
             console.say(f"{each}: {note}")
-        found.append(
-            judging.evaluate(
-                data,
-                recogniser,
-                search=search,
-                text_column=text_column,
-                device=plan.device(Train())[0],
-                track=console.track,
-            )
+        check_form(lm, search, each, recogniser)
+        judged = judging.evaluate(
+            data,
+            recogniser,
+            search=search,
+            text_column=text_column,
+            device=plan.device(Train())[0],
+            track=console.track,
         )
+        if judged.unknown:
+            listed = ", ".join(f"`{char}` {count} times" for char, count in judged.unknown.items())
+            console.say(f"{each} cannot write {listed}: they count as errors")
+        found.append(judged)
     first = found[0]
     console.left_out(first.skipped, "")
-    if first.unknown:
-        listed = ", ".join(f"`{char}` {count} times" for char, count in first.unknown.items())
-        console.say(f"the tokenizer cannot write {listed}: they count as errors")
     if out is not None:
-        judging.write(first, out)
+        judging.write(first, out, found[1] if against else None)
     other = (against, found[1]) if against else None
     if json:
         console.document(_document(name, first) | _compared(first, other))

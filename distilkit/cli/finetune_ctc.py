@@ -10,6 +10,8 @@ from distilkit.cli import options
 if TYPE_CHECKING:
     from distilkit.ctc import Job
 
+DEFAULT_RECIPE = "ctc"  # as in distilkit.ctc
+
 
 def finetune_ctc(
     data: Annotated[
@@ -25,7 +27,8 @@ def finetune_ctc(
     model: Annotated[
         str | None,
         typer.Option(
-            help="A student, run, checkpoint, hub id or `tiny`; by default the newest student.",
+            help="A student, run, checkpoint, hub id or `tiny`; by default the newest student, else "
+            "DistilHuBERT from the hub.",
             show_default=False,
         ),
     ] = None,
@@ -33,7 +36,7 @@ def finetune_ctc(
         Path | None,
         typer.Option(help="Run folder; `runs/NAME-ctc` by default.", show_default=False),
     ] = None,
-    recipe: options.Recipe = "ctc",
+    recipe: options.Recipe = DEFAULT_RECIPE,
     lora: Annotated[
         bool, typer.Option("--lora", help="Train low-rank adapters in place of all weights.")
     ] = False,
@@ -61,7 +64,7 @@ def finetune_ctc(
     hint = "distilkit finetune-ctc ./my_speech --tokenizer ./my_tokens"
     if not data and not resume:
         raise DistilkitError("no recordings given", hint)
-    if not lora and (rank or merge):
+    if not lora and (rank or (merge and not resume)):
         given = f"--rank {rank}" if rank else "--merge"
         raise DistilkitError(f"`{given}` without adapters", f"--lora {given}")
     changes = list(set or [])
@@ -92,12 +95,15 @@ def _prepared(
     resume: bool,
 ) -> "Job":
     """The run that is asked for, new or to be resumed."""
-    from distilkit.cli import console
+    from distilkit.cli import console, course
     from distilkit.config import CtcRecipe, load_recipe
+    from distilkit.runs import resumable
 
-    there = resume and _unfinished(out)
+    there = resume and resumable(out, "finetune-ctc")
     if there:
-        _keeps(changes, tokenizer, model)
+        options = {"--tokenizer": tokenizer, "--model": model}
+        given = [f"{name} {value}" for name, value in options.items() if value]
+        course.keeps([*changes, *given], DEFAULT_RECIPE, recipe)
     settings = load_recipe(recipe, changes, CtcRecipe)
     if data and not there:
         model = _given(data[0], tokenizer, model)
@@ -130,28 +136,6 @@ def _given(data: str, tokenizer: Path | None, model: str | None) -> str:
         console.say(f"model: {name} (no --model given)")
     locate(name)
     return name
-
-
-def _unfinished(out: Path | None) -> bool:
-    """Whether there is a run to resume."""
-    from distilkit.runs import newest_run
-
-    if out is not None:
-        return (out / "run.json").is_file()
-    return newest_run(Path("runs"), finished=False, kind="finetune-ctc") is not None
-
-
-def _keeps(changes: list[str], tokenizer: Path | None, model: str | None) -> None:
-    """Refuse to resume a run with other settings than it began with."""
-    from distilkit.errors import DistilkitError
-
-    kept = [*changes, *([f"--tokenizer {tokenizer}"] if tokenizer else [])]
-    kept += [f"--model {model}"] if model else []
-    if kept:
-        raise DistilkitError(
-            f"a resumed run keeps its settings: `{kept[0]}` cannot change them",
-            "leave it out, or start a new run with another --out",
-        )
 
 
 def _train(job: "Job", json: bool) -> None:

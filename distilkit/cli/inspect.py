@@ -5,12 +5,18 @@ from typing import Annotated, Any
 
 import typer
 
+from distilkit.cli import options
+
 
 def inspect(
     path: Annotated[
-        str, typer.Argument(help="A checkpoint, a run, an audio file or folder, a hub id.")
+        str,
+        typer.Argument(
+            help="A checkpoint, a run, a tokenizer, audio, with text or without, a hub id."
+        ),
     ],
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    text_column: options.TextColumn = "",
+    json: options.Json = False,
 ) -> None:
     """Say what a checkpoint, a run or a folder of audio is, without changing anything.
 
@@ -19,7 +25,13 @@ def inspect(
     from distilkit.cli import console
     from distilkit.data.sources import WRONG
 
-    facts = _run(path) or _transcribed(path) or _audio(path) or _model(path)
+    facts = (
+        _run(path)
+        or _transcribed(path, text_column)
+        or _audio(path)
+        or _recogniser(path)
+        or _model(path)
+    )
     left_out = facts.get("files left out", [])
     if json:
         console.document(facts)
@@ -116,20 +128,30 @@ def _audio(name: str) -> dict[str, Any] | None:
     }
 
 
-def _transcribed(name: str) -> dict[str, Any] | None:
+def _transcribed(name: str, text_column: str) -> dict[str, Any] | None:
     """What recordings with text hold; None where there is no text."""
     from dataclasses import asdict
 
     from distilkit.cli import console
     from distilkit.config import Transcribed
-    from distilkit.data import transcripts
+    from distilkit.data import tables, transcripts
     from distilkit.data.layouts import detect
     from distilkit.data.sources import source
+    from distilkit.errors import DistilkitError
 
     path = Path(name)
-    if not path.exists() or (path.is_file() and not path.suffix) or detect(source(path)) is None:
+    if not path.exists() or (path.is_file() and not path.suffix):
         return None
-    settings = Transcribed(max_seconds=3600.0, min_seconds=0.025)
+    if detect(source(path)) is None:
+        if path.is_file() and path.suffix.lower() in (*tables.TABLES, ".txt"):
+            columns = tables.table(path)[0] if path.suffix.lower() in tables.TABLES else []
+            there = f": its columns are {tables.quoted(columns)}" if columns else ""
+            raise DistilkitError(
+                f"`{path}` is text, and names no recordings{there}",
+                f"distilkit inspect {path.parent}, for the folder",
+            )
+        return None
+    settings = Transcribed(text_column=text_column)  # what finetune-ctc would take
     read = transcripts.survey([path], settings, track=console.track)
     found = transcripts.facts(read.cuts, read.skipped)
     return {
@@ -147,6 +169,33 @@ def _transcribed(name: str) -> dict[str, Any] | None:
         "left out": dict(found.left_out),
         "files left out": [asdict(item) for item in read.skipped],
     }
+
+
+def _recogniser(name: str) -> dict[str, Any] | None:
+    """A recogniser, adapters or a tokenizer in a folder; None where it is none of them."""
+    from distilkit import recognisers, teachers, tokenizers
+    from distilkit.convert import describe
+    from distilkit.encoder import FAMILIES
+    from distilkit.report import text_text
+    from distilkit.teachers.huggingface import configuration
+
+    path = Path(name)
+    if not any((path / file).is_file() for file in tokenizers.FILES):
+        return None
+    made = tokenizers.load(path)
+    tokens = {"tokens": len(made), "text is": text_text(made.text)}
+    if (path / recognisers.ADAPTER).is_file():
+        told = recognisers.base_of(path)
+        return {"is": "adapters of a recogniser", "belong to": told["name"], **tokens}
+    if not (path / "config.json").is_file():
+        return {"is": "a tokenizer", **tokens}
+    if not str((configuration(path).architectures or [""])[0]).endswith("ForCTC"):
+        return None
+    encoder, checkpoint = teachers.load(name)
+    facts = describe(encoder, checkpoint)
+    kept = [note for note in facts.pop("notes") if "left out the head" not in note]
+    family = FAMILIES[checkpoint.family]
+    return facts | {"is": f"a recogniser: {family} and a CTC head", **tokens, "notes": kept}
 
 
 def _model(name: str) -> dict[str, Any]:

@@ -19,14 +19,22 @@ LanguageModel = Annotated[
     ),
 ]
 Beam = Annotated[
-    int, typer.Option(min=1, help="Width of the beam; 1 without --lm decodes greedily.")
+    int | None,
+    typer.Option(min=1, help="Width of the beam: 1, or 32 with --lm.", show_default=False),
 ]
 LmWeight = Annotated[
-    float, typer.Option("--lm-weight", min=0.0, help="Weight of the language model.")
+    float | None,
+    typer.Option(
+        "--lm-weight", min=0.0, help="Weight of the language model: 0.75.", show_default=False
+    ),
 ]
 WordBonus = Annotated[
-    float,
-    typer.Option("--word-bonus", help="Added for each word, which the language model costs."),
+    float | None,
+    typer.Option(
+        "--word-bonus",
+        help="Added for each word, which the language model costs: 2.",
+        show_default=False,
+    ),
 ]
 TextColumn = Annotated[
     str,

@@ -80,17 +80,12 @@ def tokenizer(
 
     from distilkit import tokenizers
     from distilkit.data.transcripts import texts
-    from distilkit.runs import replacing
+    from distilkit.runs import make_parent, replacing
 
     raw, skipped = texts(data, text_column)
     lines = [tokenizers.normalise(line, text) for line in raw]
     made = tokenizers.train(lines, settings, text)
-    try:
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DistilkitError(
-            f"cannot make `{out.parent}`: {error.strerror}", "--out in a folder you can write"
-        ) from error
+    make_parent(out)
     with replacing(out) as beside:
         tokenizers.save(made, beside)
 

@@ -9,6 +9,7 @@ from distilkit.cli import options
 
 if TYPE_CHECKING:
     from distilkit.decode import Search
+    from distilkit.recognisers import Recogniser
 
 # The same set as in distilkit.config, whose import would cost `--help` its speed.
 TranscriptFormat = Literal["txt", "json", "srt", "vtt"]
@@ -18,9 +19,9 @@ def transcribe(
     inputs: Annotated[list[str], typer.Argument(help="Audio files, folders, lhotse manifests.")],
     model: options.Recogniser = None,
     lm: options.LanguageModel = None,
-    beam: options.Beam = 1,
-    lm_weight: options.LmWeight = 0.75,
-    word_bonus: options.WordBonus = 2.0,
+    beam: options.Beam = None,
+    lm_weight: options.LmWeight = None,
+    word_bonus: options.WordBonus = None,
     timestamps: Annotated[
         bool, typer.Option("--timestamps", help="When each word is said (format json).")
     ] = False,
@@ -53,15 +54,16 @@ def transcribe(
     from distilkit.data import Skipped, find
     from distilkit.decode import FORMATS
 
-    total = sum(1 for _ in find(inputs))
-    several = len(inputs) > 1 or Path(inputs[0]).is_dir()
+    found = list(find(inputs))
+    several = sum(item.audio for item in found) > 1 or Path(inputs[0]).is_dir()
     if several and out is None and format in writing.TIMED:
         raise DistilkitError(f"`--format {format}` of several files needs a folder", "--out FOLDER")
-    place = writing.targets(inputs, out, format) if out else None
+    place = writing.targets(out, format, several) if out else None
     search = searching(lm, beam, lm_weight, word_bonus)
     recogniser = recognisers.load(name)
     for note in recogniser.notes:
         console.say(f"model: {note}")
+    check_form(lm, search, name, recogniser)
     results = writing.transcribe(
         inputs,
         recogniser,
@@ -70,7 +72,7 @@ def transcribe(
         device=plan.device(Train())[0],
     )
     failed = others = done = 0
-    for item in console.track(results, description="transcribing", total=total):
+    for item in console.track(results, description="transcribing", total=len(found)):
         if isinstance(item, Skipped):
             failed, others = failed + (item.kind == "unusable"), others + (item.kind != "unusable")
             if item.kind == "unusable":
@@ -92,13 +94,40 @@ def transcribe(
         raise typer.Exit(1)
 
 
-def searching(lm: Path | None, beam: int, weight: float, bonus: float) -> "Search | None":
+def searching(
+    lm: Path | None, beam: int | None, weight: float | None, bonus: float | None
+) -> "Search | None":
     """The search that the options ask for; None for greedy decoding."""
     from distilkit import ngram
     from distilkit.decode import Search
+    from distilkit.errors import DistilkitError
 
     if lm is None:
-        return Search(width=beam) if beam > 1 else None
-    return Search(
-        model=ngram.read(lm), width=beam if beam > 1 else Search.width, weight=weight, bonus=bonus
-    )
+        for name, value in (("--lm-weight", weight), ("--word-bonus", bonus)):
+            if value is not None:
+                raise DistilkitError(
+                    f"`{name} {value:g}` without a language model", f"--lm lm.arpa {name} {value:g}"
+                )
+        return Search(width=beam) if beam and beam > 1 else None
+    asked = {"width": beam, "weight": weight, "bonus": bonus}
+    given = {name: value for name, value in asked.items() if value is not None}
+    return Search(model=ngram.read(lm), **given)  # type: ignore[arg-type]
+
+
+def check_form(
+    lm: Path | None, search: "Search | None", name: str, recogniser: "Recogniser"
+) -> None:
+    """Warn where a language model is in another form of text than the recogniser writes."""
+    from distilkit.cli import console
+    from distilkit.hub import locate
+
+    if lm is None or search is None or search.model is None:
+        return
+    words = list(search.model.words())
+    foreign = [word for word in words if recogniser.tokenizer.unknown(word)]
+    if len(foreign) > len(words) / 2:
+        some = ", ".join(f"`{word}`" for word in foreign[:4])
+        console.say(
+            f"warning: `{name}` cannot write {len(foreign)} of the {len(words)} words in `{lm}`: {some}"
+        )
+        console.say(f"hint: distilkit lm TEXT --tokenizer {locate(name)} --out lm2.arpa")

@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,6 +63,10 @@ def load_recipe(
     """
     path = recipe_path(name)
     settings = _read(path, kind)
+    keys = Counter(change.partition("=")[0].strip() for change in changes)
+    for key, count in keys.items():
+        if count > 1:
+            raise DistilkitError(f"`{key}` is set {count} times", "set it once")
     for change in changes:
         _apply(settings, change, kind)
     return parse_recipe(settings, str(path), kind)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from distilkit.config.base import Auto, Batches, Noise, Section, Train
 
@@ -40,6 +40,13 @@ class Text(Section):
             "I and i are two letters."
         ),
     ] = "en"
+
+    @field_validator("language")
+    @classmethod
+    def _canonical(cls, value: str) -> str:
+        """`pt-br` is `pt_BR`."""
+        name, *region = value.replace("-", "_").split("_")
+        return "_".join([name.lower(), *(part.upper() for part in region)])
 
 
 class Tokenizer(Section):
@@ -117,6 +124,14 @@ class Lora(Section):
         float,
         Field(gt=0.0, description="Peak learning rate of the adapters; the head keeps its own."),
     ] = 1e-3
+    ratio: Annotated[
+        float,
+        Field(
+            gt=0.0,
+            description="The learning rate of the adapters' second matrix, B, over that of the first, "
+            "A (LoRA+, arXiv 2402.12354).",
+        ),
+    ] = 1.0
     dropout: Annotated[
         float, Field(ge=0.0, lt=1.0, description="Dropout of what the adapters read.")
     ] = 0.0

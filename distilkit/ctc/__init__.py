@@ -98,7 +98,7 @@ def prepare(
     settings = recipe or config.load_recipe(DEFAULT_RECIPE, kind=config.CtcRecipe)
     run = training.place(transcribed, out, resume, kind="finetune-ctc", suffix="-ctc")
     if resume and run.exists:
-        return _reopen(run)
+        return _reopen(run, transcribed, merge)
     hint = "distilkit finetune-ctc DATA --tokenizer DIR"
     if not transcribed:
         raise DistilkitError(f"`{run.folder}` holds no run to resume", hint)
@@ -134,7 +134,7 @@ def prepare(
         "train_speakers": len(_speakers(train_cuts)),
         "valid_speakers": len(_speakers(valid_cuts)),
         "skipped": dict(collection.reasons()),
-        "text": _text_facts(usable, collection.skipped),
+        "text": _text_facts(usable, collection.skipped, tokens),
         "base": {
             "name": name,
             "source": checkpoint.source,
@@ -210,8 +210,11 @@ def fitting(
     return usable, left
 
 
-def _text_facts(cuts: Sequence[MonoCut], skipped: Sequence[Skipped]) -> dict[str, Any]:
-    found = transcripts.facts(cuts, skipped)
+def _text_facts(
+    cuts: Sequence[MonoCut], skipped: Sequence[Skipped], tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """The words and characters that are learned: of normalised text."""
+    found = transcripts.facts(cuts, skipped, tokenizer.normalise)
     return {
         "words": found.words,
         "alphabet": dict(sorted(found.alphabet.items())),
@@ -411,15 +414,22 @@ def _tokenizer_files(tokenizer: Tokenizer, normalise: bool) -> dict[str, bytes]:
         return {f"{TOKENIZER}/{path.relative_to(name)}": path.read_bytes() for path in files}
 
 
-def _reopen(run: Run) -> Job:
+def _reopen(run: Run, transcribed: Sequence[str | Path], merge: bool) -> Job:
     facts = run.read()
     training.check_kind(run, "finetune-ctc")
+    training.check_inputs(run, transcribed, facts["data"])
     settings = config.parse_recipe(
         tomllib.loads((run.folder / "recipe.toml").read_text(encoding="utf-8")),
         str(run.folder),
         config.CtcRecipe,
     )
-    if run.finished and not (facts["merge"] and (run.folder / "adapter").is_dir()):
+    if merge and not settings.lora.rank:
+        raise DistilkitError(
+            f"`--merge` without adapters: `{run.folder}` trains all weights", "leave it out"
+        )
+    facts = facts | {"merge": facts["merge"] or merge}
+    merged = (run.folder / "model").is_dir()
+    if run.finished and (merged or not facts["merge"]):
         raise DistilkitError(
             f"`{run.folder}` is finished: its recogniser is in `{run.result}`",
             "distilkit finetune-ctc DATA --tokenizer DIR --out DIR for another run",

@@ -34,7 +34,7 @@ FILES = ("file_name", "path", "audio_filepath", "audio", "file", "filename", "au
 TEXTS = ("transcription", "transcript", "text", "sentence", "normalized_text", "normalised_text")
 SPEAKERS = ("speaker", "speaker_id", "speaker_name", "client_id", "spk", "reader")
 LANGUAGES = ("language", "locale", "lang")
-SIDECARS = (".txt", ".lab")
+SIDECARS = (".txt", ".lab", ".TXT", ".LAB")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,12 +115,16 @@ def _sound_of_row(
 
 def _audiofolder_tables(source: Source) -> list[Path]:
     if source.place.is_dir():
-        names = ("metadata.csv", "metadata.jsonl")
         paths = source.below("metadata.csv", "metadata.jsonl", ".parquet")
-        return [path for path in paths if path.name in names or path.suffix == ".parquet"]
-    if source.place.suffix in (".csv", ".tsv", ".parquet"):
+        return [
+            path
+            for path in paths
+            if path.stem.lower() == "metadata" or path.suffix.lower() == ".parquet"
+        ]
+    ending = source.place.suffix.lower()
+    if ending in (".csv", ".tsv", ".parquet"):
         return [source.place]
-    row = tables.first_row(source.place) if source.place.suffix == ".jsonl" else {}
+    row = tables.first_row(source.place) if ending == ".jsonl" else {}
     return [source.place] if tables.column(row, FILES) else []
 
 
@@ -299,11 +303,12 @@ def _sidecar_files(source: Source) -> Iterator[Item]:
             try:
                 text = " ".join(tables.text_of(file).split())
             except DistilkitError as error:
-                reason = error.about(file)
+                reason, convert = error.about(file), " ".join((error.hint or "").split()[:5])
+                reason += f" (`{convert}` converts it)" if convert.startswith("iconv") else ""
                 yield Skipped(path=shown(file), reason=reason, kind=BROKEN)
                 continue
             yield Utterance(id=relative(found.path, source), path=found.path, text=text)
-    for file in source.below(*SIDECARS):
+    for file in source.below(".txt", ".lab"):
         if file not in used:
             reason = "no audio file of this name beside it"
             yield Skipped(path=shown(file), reason=reason, kind=NO_AUDIO)

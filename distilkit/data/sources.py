@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,12 +46,12 @@ class Source:
     cache: Path | None = None  # for sound out of archives; None where only the words are wanted
 
     def top(self, *suffixes: str) -> list[Path]:
-        """Files right in the folder, or the file itself, whose name ends so and is not hidden."""
+        """Files right in the folder, or the file itself, whose name ends so (any case) and is not hidden."""
         return [path for path in self.below(*suffixes) if path.parent == self.folder]
 
     def below(self, *suffixes: str) -> list[Path]:
-        """Files at any depth whose name ends so; none whose name, or folder's, begins with a dot."""
-        paths = [found.path for found in self.files if found.path.name.endswith(suffixes)]
+        """Files at any depth whose name ends so (any case); none hidden by a dot in front."""
+        paths = [x.path for x in self.files if x.path.name.lower().endswith(suffixes)]
         parts = [path.relative_to(self.folder).parts for path in paths]
         return [x for x, y in zip(paths, parts, strict=True) if not any(z[0] == "." for z in y)]
 
@@ -80,7 +81,7 @@ def inside(folder: Path, name: str) -> Path | Skipped:
         return Skipped(path=shown(folder), reason="a row that names no file", kind=BROKEN)
     if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
         return Skipped(path=shown(name), reason=f"leads out of `{shown(folder)}`", kind=OUTSIDE)
-    return folder / name
+    return _present(folder / name)
 
 
 def anywhere(folder: Path, name: str) -> Path:
@@ -91,8 +92,16 @@ def anywhere(folder: Path, name: str) -> Path:
     """
     if not name:
         raise ValueError("names no file")
-    near = folder / name  # an absolute name stands for itself
+    near = _present(folder / name)  # an absolute name stands for itself
     return Path(name) if not os.path.exists(near) and os.path.exists(name) else near
+
+
+def _present(path: Path) -> Path:
+    """The file, where it is there only under the other Unicode form of its name that one."""
+    if os.path.lexists(path):
+        return path
+    forms = [Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD")]
+    return next((form for form in forms if os.path.lexists(form)), path)
 
 
 def named(folder: Path, stem: str, suffix: str) -> Path | Skipped:
@@ -100,7 +109,7 @@ def named(folder: Path, stem: str, suffix: str) -> Path | Skipped:
     path = inside(folder, stem)
     if isinstance(path, Skipped):
         return path
-    expected = folder / f"{stem}{suffix}"
+    expected = _present(folder / f"{stem}{suffix}")
     if os.path.isfile(expected):
         return expected
     others = (folder / f"{stem}{ending}" for ending in ("", *sorted(SUFFIXES)))

@@ -14,7 +14,11 @@ from typing import Any
 from distilkit.errors import DistilkitError, did_you_mean
 
 Row = dict[str, Any] | str  # a row, or what is wrong with it
+TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 PARQUET_ROWS = 32  # read at once; a row may hold a whole recording
+csv.field_size_limit(
+    2**31 - 1
+)  # characters of a value; a text may be longer than the usual 131,072
 
 
 def text_of(path: Path) -> str:
@@ -90,9 +94,9 @@ def table(path: Path) -> tuple[list[str], Iterable[tuple[int, Row]]]:
     Raises:
         DistilkitError: it cannot be read.
     """
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         return _parquet(path)
-    if path.suffix in (".jsonl", ".json"):
+    if path.suffix.lower() in (".jsonl", ".json"):
         objects = list(json_lines(path))
         return list(dict.fromkeys(key for _, row in objects for key in row)), objects
     return _delimited(path)

@@ -5,7 +5,7 @@ What reads which layout stands in `layouts.LAYOUTS`.
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +16,10 @@ from distilkit import config
 from distilkit.audio import FRAME_SAMPLES, SAMPLE_RATE
 from distilkit.data.common import MAX_UNUSABLE, Tracker, untracked
 from distilkit.data.find import Found, shown
-from distilkit.data.layouts import LAYOUTS, detect
+from distilkit.data.layouts import FILES, LAYOUTS, TEXTS, detect
 from distilkit.data.scan import Clip, Skipped, cache_folder, scan
 from distilkit.data.sources import NO_AUDIO, NO_TEXT, Source, Utterance, source
-from distilkit.data.tables import json_lines, lines_of
+from distilkit.data.tables import TABLES, column, json_lines, lines_of, plain, table, text_column
 from distilkit.errors import DistilkitError
 
 __all__ = ["LAYOUTS", "Facts", "Transcripts", "Utterance", "facts", "read", "split", "texts"]
@@ -28,6 +28,7 @@ EMPTY = "empty text"  # kinds of what is left out, beside those of `sources` and
 TWICE = "two texts"
 LONG = "too long"
 SHORT = "too short"
+SPEECHLESS = (None, "audiofolder")  # layouts of a file that may hold text alone
 LESS = (NO_TEXT, EMPTY, "duplicate")  # kinds that say nothing against the other transcripts
 
 RARE = 5  # a character seen fewer times than this is rare
@@ -138,7 +139,8 @@ def texts(inputs: Sequence[str | Path], text_column: str = "") -> tuple[list[str
     """Only the transcripts; no audio is opened, and none need be there.
 
     Args:
-        inputs: as `read` takes them, or plain text files, a sentence a line (also gzipped).
+        inputs: as `read` takes them, tables with a column of texts, or plain text files, a sentence a
+            line (also gzipped).
         text_column: the column of texts in a table; empty finds it.
 
     Raises:
@@ -149,23 +151,40 @@ def texts(inputs: Sequence[str | Path], text_column: str = "") -> tuple[list[str
     for item in inputs:
         place = source(Path(item), text_column)
         layout = detect(place)
-        if layout is None and place.folder != place.place and not place.files[0].audio:
-            sentences = [line.strip() for _, line in lines_of(place.place)]
-        else:
-            utterances, more = _items([place], (_layout(place),))
+        left: list[Skipped] = []
+        sentences: list[str] | None = None
+        if place.folder != place.place and not place.files[0].audio and layout in SPEECHLESS:
+            sentences = _sentences(place)
+        if sentences is None:
+            utterances, left = _items([place], (_layout(place),))
             utterances, unsettled = _settled(utterances)
             sentences = [utterance.text for utterance in utterances]
-            skipped += more + unsettled
+            left += unsettled
         if not sentences:
-            raise DistilkitError(f"no text in `{item}`", "give a file with a sentence a line")
+            why = "".join(f"\n  {item.path}: {item.reason}" for item in left[:5])
+            hint = "mend what is listed" if left else "give a file with a sentence a line"
+            raise DistilkitError(f"no text in `{item}`{':' if why else ''}{why}", hint)
         found += sentences
+        skipped += left
     return found, skipped
+
+
+def _sentences(place: Source) -> list[str] | None:
+    """The column of texts of a table that names no audio, or the lines of a text file; else None."""
+    if place.place.suffix.lower() not in TABLES:
+        return [line.strip() for _, line in lines_of(place.place)]
+    columns, rows = table(place.place)
+    if column(columns, FILES):
+        return None
+    chosen = text_column(place.place, columns, TEXTS, place.text_column, ())
+    said = [plain(row.get(chosen)) for _, row in rows if not isinstance(row, str)]
+    return [text for text in said if text.strip()]
 
 
 def _layout(place: Source) -> str:
     found = detect(place)
     if found is None:
-        if place.place.name.endswith((".json", ".jsonl", ".jsonl.gz")):
+        if place.place.name.lower().endswith((".json", ".jsonl", ".jsonl.gz")):
             list(json_lines(place.place))  # says which line is broken, if one is
         audio = sum(item.audio for item in place.files)
         raise DistilkitError(
@@ -461,18 +480,27 @@ def _groups(cuts: Sequence[MonoCut]) -> list[str]:
     return [top(f"recording {cut.recording.id}") for cut in cuts]
 
 
-def facts(cuts: Sequence[MonoCut], skipped: Iterable[Skipped]) -> Facts:
-    """Utterances in numbers: how much, by whom, in which words and characters."""
+def facts(
+    cuts: Sequence[MonoCut], skipped: Iterable[Skipped], form: Callable[[str], str] = str
+) -> Facts:
+    """Utterances in numbers: how much, by whom, in which words and characters.
+
+    Args:
+        cuts: the utterances.
+        skipped: what was left out.
+        form: what is done to each text before it is counted.
+    """
     words = [cut.supervisions[0] for cut in cuts]
+    texts = [form(said.text) for said in words]
     alphabet: Counter[str] = Counter()
-    for said in words:
-        alphabet.update("".join(said.text.split()))
+    for text in texts:
+        alphabet.update("".join(text.split()))
     return Facts(
         utterances=len(cuts),
         hours=sum(cut.duration for cut in cuts) / 3600,
         speakers=len({said.speaker for said in words if said.speaker}),
         languages=Counter(said.language for said in words if said.language),
-        words=sum(len(said.text.split()) for said in words),
+        words=sum(len(text.split()) for text in texts),
         alphabet=alphabet,
         left_out=Counter(item.kind for item in skipped),
     )
