@@ -425,8 +425,8 @@ def test_resuming_keeps_everything(run: Run, tuned: Path) -> None:
     code, _, err = run("finetune-ctc", "--resume", "--merge", "--out", tuned)
     assert code == 1
     assert "`--merge` without adapters" in err
-    code, out, _ = run("finetune-ctc", "--resume", "--out", tuned, "--plan", "--json")
+    code, out, _ = run("finetune-ctc", "--resume", "--out", tuned, "--plan")
     assert code == 0
-    assert json.loads(out)["hours"] == 0  # all of its steps are done
+    assert " 0 steps of " in out  # all of them are done
     code, out, err = run("finetune-ctc", "--resume")
     assert (code, out) == (0, "runs/said/model\n"), err
