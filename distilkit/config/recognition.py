@@ -124,14 +124,6 @@ class Lora(Section):
         float,
         Field(gt=0.0, description="Peak learning rate of the adapters; the head keeps its own."),
     ] = 1e-3
-    ratio: Annotated[
-        float,
-        Field(
-            gt=0.0,
-            description="The learning rate of the adapters' second matrix, B, over that of the first, "
-            "A (LoRA+, arXiv 2402.12354).",
-        ),
-    ] = 1.0
     dropout: Annotated[
         float, Field(ge=0.0, lt=1.0, description="Dropout of what the adapters read.")
     ] = 0.0

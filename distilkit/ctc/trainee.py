@@ -148,7 +148,6 @@ def groups(trainee: Trainee, settings: config.CtcRecipe, steps: int) -> list[loo
             layer = re.search(r"encoder\.layers\.(\d+)\.", name)
             front = ".feature_extractor." in name
             below = depth - 1 - int(layer[1]) if layer else depth + front
-            scale = peak / train.learning_rate * train.layer_decay**below
-            key = (scale * (settings.lora.ratio if ".lora_B." in name else 1.0), after)
+            key = (peak / train.learning_rate * train.layer_decay**below, after)
         found.setdefault(key, []).append(parameter)
     return [loop.Group(params=params, scale=s, after=a) for (s, a), params in found.items()]

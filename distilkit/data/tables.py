@@ -16,9 +16,7 @@ from distilkit.errors import DistilkitError, did_you_mean
 Row = dict[str, Any] | str  # a row, or what is wrong with it
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 PARQUET_ROWS = 32  # read at once; a row may hold a whole recording
-csv.field_size_limit(
-    2**31 - 1
-)  # characters of a value; a text may be longer than the usual 131,072
+csv.field_size_limit(2**31 - 1)  # characters of a value: 131,072 unless told otherwise
 
 
 def text_of(path: Path) -> str:
