@@ -545,16 +545,28 @@ def test_utterances_that_cannot_be_learned_are_listed(
     assert "strange.wav" in (tmp_path / "run" / "skipped.tsv").read_text()
 
 
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("ξένος", "distilkit tokenizer DATA --out DIR makes one for these texts"),
+        ("...", "write what is said, or distilkit tokenizer DATA --punctuation keep --out DIR"),
+        (
+            "no " * 30,
+            "distilkit tokenizer DATA --kind unigram --out DIR makes fewer tokens of a text",
+        ),
+    ],
+)
 def test_a_tokenizer_for_other_texts_is_an_error(
-    letters: Path, small: Path, tmp_path: Path
+    letters: Path, small: Path, tmp_path: Path, text: str, hint: str
 ) -> None:
-    folder = corpus(tmp_path / "said", [(f"{i}.wav", 1.0, "ξένος") for i in range(3)])
+    folder = corpus(tmp_path / "said", [(f"{i}.wav", 1.0, text) for i in range(3)])
     with pytest.raises(
         DistilkitError, match="3 of 3 utterances cannot be learned with this tokenizer"
-    ):
+    ) as caught:
         ctc.prepare(
             [folder], tokenizer=letters, model=str(small), out=tmp_path / "run", recipe=fine()
         )
+    assert caught.value.hint == hint
     assert not (tmp_path / "run").exists()
 
 

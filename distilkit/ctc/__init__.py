@@ -7,6 +7,7 @@ steps; `finetune` is both in one call.
 import importlib.metadata
 import tempfile
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -203,9 +204,15 @@ def fitting(
         left.append(Skipped(path=cut.id, reason=reason, kind=kind, seconds=cut.duration))
     if len(left) > data.MAX_UNUSABLE * len(cuts):
         listed = "".join(f"\n  {item.path}: {item.reason}" for item in left[:5])
+        hints = {
+            EMPTY: "write what is said, or distilkit tokenizer DATA --punctuation keep --out DIR",
+            TOO_LONG: "distilkit tokenizer DATA --kind unigram --out DIR makes fewer tokens of a text",
+            UNKNOWN: "distilkit tokenizer DATA --out DIR makes one for these texts",
+        }
+        ((kind, _),) = Counter(item.kind for item in left).most_common(1)
         raise DistilkitError(
             f"{len(left)} of {len(cuts)} utterances cannot be learned with this tokenizer:{listed}",
-            "distilkit tokenizer DATA --out DIR makes one for these texts",
+            hints[kind],
         )
     return usable, left
 
