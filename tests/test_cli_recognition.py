@@ -301,11 +301,6 @@ ERRORS = {
         "`--merge` without adapters",
         "--lora --merge",
     ),
-    "set twice": (
-        ["finetune-ctc", "SAID", "--tokenizer", "t", "--steps", "3", "--set", "train.steps=4"],
-        "`train.steps` is set 2 times",
-        "set it once",
-    ),
     "weight without a language model": (
         ["transcribe", "SAID", "--model", "TEACHER", "--lm-weight", "3"],
         "`--lm-weight 3` without a language model",

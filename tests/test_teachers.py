@@ -656,7 +656,7 @@ def test_a_download_that_fails(
 def test_a_hub_id_that_cannot_be_one() -> None:
     problem, hint = refused("owner/na me")
     assert problem.startswith("`owner/na me` is not a hub id: ")
-    assert hint == "--teacher facebook/hubert-base-ls960"
+    assert hint == "give a hub id such as facebook/hubert-base-ls960"
 
 
 def test_loading_prints_nothing(tmp_path: Path) -> None:

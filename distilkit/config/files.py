@@ -2,7 +2,6 @@
 
 import json
 import tomllib
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,7 +53,7 @@ def load_recipe(
 
     Args:
         name: a built-in recipe, or a file.
-        changes: `section.key=value` each.
+        changes: `section.key=value` each; of one key the last counts, so that a hint may be typed behind.
         kind: `Recipe` to distil, `CtcRecipe` to fine-tune.
 
     Raises:
@@ -63,10 +62,6 @@ def load_recipe(
     """
     path = recipe_path(name)
     settings = _read(path, kind)
-    keys = Counter(change.partition("=")[0].strip() for change in changes)
-    for key, count in keys.items():
-        if count > 1:
-            raise DistilkitError(f"`{key}` is set {count} times", "set it once")
     for change in changes:
         _apply(settings, change, kind)
     return parse_recipe(settings, str(path), kind)
