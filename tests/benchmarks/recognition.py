@@ -27,7 +27,7 @@ PEOPLE = 25  # of the 38 in `commands`; the others are tested
 MORE = ("ljspeech", "prompts", "read_short")  # other people, other words, in --mixed
 WAYS = {
     "full": (),
-    "lora": ("--lora", "--rank", "64"),
+    "lora": ("--lora", "--rank", "64", "--set", "model.dropout=0"),
     "random": ("--set", "model.start=random", "--set", "train.freeze_front_end=false"),
 }
 
