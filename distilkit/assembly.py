@@ -29,7 +29,7 @@ from distilkit.objectives import (
     mask_spans,
 )
 from distilkit.students import Beginning
-from distilkit.targets import LiveTargets, Targets, live_mfcc, live_units, normalised, parted
+from distilkit.targets import LiveTargets, Targets, live_mfcc, normalised, parted
 
 PRESETS: dict[config.Preset, tuple[int, ...]] = {  # layers of 12; field's ablation in docs/concepts
     "all-round": (4, 8, 12),
@@ -45,6 +45,7 @@ class Existing:
     student: Encoder
     heads: Mapping[str, Tensor] | None = None  # under the names that `named` gives
     head_layers: tuple[int, ...] = ()
+    target_width: int = 0  # D of the teacher's layers, for where no teacher is loaded
 
 
 class Distiller(nn.Module):
@@ -117,7 +118,8 @@ def build(
     else:
         student, begins = students.resume_from(existing.student, recipe.student, masks=masks)
     scale_conv_gradients(student.model, recipe.train.conv_gradient_scale)
-    heads, layers = _heads(student, teacher, recipe.objective)
+    width = teacher.width if teacher else existing.target_width if existing else 0
+    heads, layers = _heads(student, width, recipe.objective)
     if existing is not None and existing.heads is not None:
         own = {name: value.shape for name, value in heads.named().items()}  # type: ignore[operator]
         same = own == {name: value.shape for name, value in existing.heads.items()}
@@ -134,9 +136,9 @@ def _predict_the_same(existing: Existing, settings: config.Objective) -> bool:
 
 
 def _heads(
-    student: Encoder, teacher: Encoder | None, settings: config.Objective
+    student: Encoder, target_width: int, settings: config.Objective
 ) -> tuple[nn.Module, tuple[int, ...]]:
-    """Heads, and the student layers that they read."""
+    """Heads for targets of that width, and the student layers that they read."""
     count = 1 if settings.features == "mfcc" else len(settings.layers)
     layers = (student.depth,) if settings.student_layers == "auto" else settings.student_layers
     if settings.student_layers != "auto" and (len(layers) != count or max(layers) > student.depth):
@@ -147,9 +149,8 @@ def _heads(
         )
     if settings.name == "units":
         return UnitHeads(student.width, [settings.clusters] * count), tuple(layers)
-    assert teacher is not None
     kind = Heads if settings.student_layers == "auto" else PairHeads
-    return kind(student.width, teacher.width, count), tuple(layers)
+    return kind(student.width, target_width, count), tuple(layers)
 
 
 def features(
@@ -246,21 +247,20 @@ def codebook(
 
 def loss_function(
     recipe: config.Recipe,
-    seen: Targets,
-    codebook: Codebook | None,
+    targets: Targets,
     noises: Noises,
     device: torch.device,
 ) -> Callable[[nn.Module, batches.Batch], Loss]:
     """The loss of a micro-batch: the teacher hears it clean, the student disturbed and masked.
 
-    What is held out is neither parted nor disturbed.
+    What is held out is neither parted nor disturbed. Targets that came with the batch are taken; else
+    `targets` computes them.
     """
     settings = recipe.objective
-    target_of = seen if codebook is None else live_units(seen, codebook)
 
     def loss_of(module: nn.Module, batch: batches.Batch) -> Loss:
         wave_BS, lengths = batch.wave_BS.to(device), list(batch.lengths)
-        target = target_of(wave_BS, lengths)
+        target = [each.to(device) for each in batch.targets] or targets(wave_BS, lengths)
         if module.training and settings.part_seconds != "whole":
             wave_BS, lengths, target = parted(wave_BS, lengths, target, settings.part_seconds)
         mask_BT = frame_mask(lengths, target[0].shape[1], device)

@@ -7,18 +7,20 @@ one of lhotse's samplers.
 Letters in names: B clips in a batch, S samples.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from lhotse import MonoCut
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from distilkit.audio import SAMPLE_RATE, frames
 from distilkit.errors import DistilkitError
 
+Beside = Callable[[MonoCut, Tensor], Sequence[Tensor]]  # what is kept of a window, given its sound
 MAX_PADDING = 0.3  # of a clip in a micro-batch; what is shorter goes to the next one
 
 
@@ -29,6 +31,7 @@ class Batch:
     ids: tuple[str, ...]
     wave_BS: Tensor  # float32, 16 kHz, zeros behind each clip's end
     lengths: tuple[int, ...]  # samples of each clip
+    targets: tuple[Tensor, ...] = ()  # (B, T, D) or (B, T) each, where they are stored
 
     @property
     def frames(self) -> int:
@@ -118,12 +121,12 @@ def in_order(lengths: Sequence[int], micro_seconds: float) -> list[list[int]]:
 class Windows(Dataset[Batch]):
     """Micro-batches by list of window indices."""
 
-    def __init__(self, cuts: Sequence[MonoCut]) -> None:
-        self.cuts = cuts
+    def __init__(self, cuts: Sequence[MonoCut], beside: Beside | None) -> None:
+        self.cuts, self.beside = cuts, beside
 
     def __getitem__(self, chosen: list[int]) -> Batch:
         """Load the chosen windows."""
-        return load([self.cuts[index] for index in chosen])
+        return load([self.cuts[index] for index in chosen], self.beside)
 
 
 class _Steps(Sampler[list[int]]):
@@ -136,14 +139,21 @@ class _Steps(Sampler[list[int]]):
 
 
 def stream(
-    cuts: Sequence[MonoCut], schedule: Schedule, *, first: int, last: int, workers: int
+    cuts: Sequence[MonoCut],
+    schedule: Schedule,
+    *,
+    first: int,
+    last: int,
+    workers: int,
+    beside: Beside | None = None,
 ) -> Iterator[list[Batch]]:
     """The micro-batches of optimizer steps `first` to `last`, a list for each step.
 
-    With `workers`, that many processes load ahead; the batches are the same.
+    With `workers`, that many processes load ahead; the batches are the same. What `beside` finds of
+    each window comes with them.
     """
     loader = DataLoader(
-        Windows(cuts),
+        Windows(cuts, beside),
         sampler=_Steps(schedule, first, last),
         batch_size=None,
         num_workers=workers,
@@ -154,14 +164,16 @@ def stream(
         yield [next(batches) for _ in schedule.step(number)]
 
 
-def whole(cuts: Sequence[MonoCut], micro_seconds: float) -> Iterator[Batch]:
-    """All windows once, as micro-batches of similar lengths."""
+def whole(
+    cuts: Sequence[MonoCut], micro_seconds: float, beside: Beside | None = None
+) -> Iterator[Batch]:
+    """All windows once, as micro-batches of similar lengths, with what `beside` finds of each."""
     for chosen in in_order([cut.num_samples for cut in cuts], micro_seconds):
-        yield load([cuts[index] for index in chosen])
+        yield load([cuts[index] for index in chosen], beside)
 
 
-def load(cuts: Sequence[MonoCut]) -> Batch:
-    """Read windows into a micro-batch.
+def load(cuts: Sequence[MonoCut], beside: Beside | None = None) -> Batch:
+    """Read windows into a micro-batch, with what `beside` finds of each.
 
     Raises:
         DistilkitError: a file is gone or no longer what it was.
@@ -175,9 +187,12 @@ def load(cuts: Sequence[MonoCut]) -> Batch:
             raise DistilkitError(
                 f"`{name}` can no longer be read", "put it back and type the command with --resume"
             ) from error
-    lengths = tuple(len(clip) for clip in clips)
+    found = [beside(cut, clip) for cut, clip in zip(cuts, clips, strict=True)] if beside else []
     return Batch(
         ids=tuple(cut.id for cut in cuts),
-        wave_BS=torch.nn.utils.rnn.pad_sequence(clips, batch_first=True),
-        lengths=lengths,
+        wave_BS=pad_sequence(clips, batch_first=True),
+        lengths=tuple(len(clip) for clip in clips),
+        targets=tuple(
+            pad_sequence(list(rows), batch_first=True) for rows in zip(*found, strict=True)
+        ),
     )

@@ -4,17 +4,21 @@
 steps; `distill` is both in one call.
 """
 
+import hashlib
 import importlib.metadata
+import tempfile
+import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from lhotse import MonoCut
+from torch import Tensor
 
 from distilkit import (
     __version__,
@@ -25,6 +29,7 @@ from distilkit import (
     loop,
     plan,
     report,
+    stored,
     students,
     teachers,
     training,
@@ -35,12 +40,13 @@ from distilkit.encoder import Encoder, fingerprint
 from distilkit.errors import DistilkitError
 from distilkit.hub import DEFAULT_TEACHER
 from distilkit.noise import recordings
-from distilkit.runs import Run, replacing
-from distilkit.targets import Targets
+from distilkit.runs import Run, discard, replacing
+from distilkit.targets import Targets, live_units
 from distilkit.teachers import Checkpoint
 
 DEFAULT_RECIPE = "personal"
 NO_TEACHER = "none"
+TARGETS = "targets"  # in a run folder
 PACKAGES = ("torch", "transformers", "accelerate", "lhotse", "soundfile", "soxr", "numpy")
 
 
@@ -50,7 +56,7 @@ class Job:
 
     run: Run
     recipe: config.Recipe
-    teacher: Encoder | None  # None where there is none, as for units of MFCC
+    teacher: Encoder | None  # None where none is needed: units of MFCC, or all targets are stored
     checkpoint: Checkpoint | None
     existing: Existing | None  # a student to go on with
     train: list[MonoCut]
@@ -95,7 +101,7 @@ def prepare(
     encoder, checkpoint = (None, None) if teacher == NO_TEACHER else teachers.load(teacher)
     settings = assembly.resolve(settings, encoder.depth if encoder else None)
     assembly.check(settings, encoder, teacher)
-    existing, began = _existing(student) if student else (None, None)
+    existing, began = _existing(student, settings) if student else (None, None)
     distiller, begins = assembly.build(encoder, settings, existing)  # refuses what does not fit
     told = _facts(teacher, encoder, checkpoint)
     if settings.objective.codebook:
@@ -109,6 +115,18 @@ def prepare(
     decided = plan.decide(
         settings, distiller.student, encoder, collection.train, settings.data.window_seconds
     )
+    kept_in = Path(settings.targets.folder) if settings.targets.folder else run.folder
+    widths = _widths(settings.objective, encoder.width if encoder else 0)
+    count = sum(frames(cut.num_samples) for cut in [*collection.train, *collection.valid])
+    form, size, choice = plan.stored(
+        settings.targets,
+        decided.steps,
+        decided.steps_per_pass,
+        lambda form: count * stored.bytes_per_frame(form, widths),
+        kept_in,
+    )
+    choices = (*decided.choices, choice)
+    decided = replace(decided, stored=form, stored_bytes=size, choices=choices)
     facts = {
         "kind": "distill",
         "distilkit": __version__,
@@ -124,7 +142,7 @@ def prepare(
             "layers": distiller.student.depth,
             "parameters": students.parameters(distiller.student.model),
             "normalise": distiller.student.normalise,
-            "config": distiller.student.model.config.to_diff_dict() if existing else None,
+            "config": distiller.student.model.config.to_diff_dict(),
         },
         "plan": asdict(decided),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -144,13 +162,18 @@ def prepare(
     )
 
 
-def train(job: Job, stop: Callable[[], bool] = lambda: False) -> Iterator[loop.Step]:
+def train(
+    job: Job,
+    stop: Callable[[], bool] = lambda: False,
+    track: data.Tracker = data.untracked,
+) -> Iterator[loop.Step]:
     """Run a job, yielding each optimizer step; the student is written when the last one is done.
 
     Args:
         job: from `prepare`.
         stop: asked after every step; when it says True, a checkpoint is saved and the generator
             ends before the last step.
+        track: wraps an iterable to show progress, of the teacher where its targets are stored.
 
     Raises:
         DistilkitError: the run is in use, its files are damaged, or a loss is not finite.
@@ -169,11 +192,19 @@ def train(job: Job, stop: Callable[[], bool] = lambda: False) -> Iterator[loop.S
             }
         )
     with training.holding(run, accelerator):
+        parts, targets = assemble(job, accelerator, run.folder / codebooks.FILE)
+        if decided.stored:
+            store = _fill(job, accelerator, targets, stop, track)
+            if store is None:
+                return
+            parts = replace(parts, beside=store.read)
+            if job.teacher is not None:
+                job.teacher.model.to("meta")  # all it had to say is on the disk
         done = yield from training.steps(
             run,
             recipe,
             decided,
-            lambda: assemble(job, accelerator, run.folder / codebooks.FILE),
+            parts,
             accelerator,
             train=job.train,
             valid=job.valid,
@@ -197,8 +228,10 @@ def distill(audio: Sequence[str | Path], **options: Any) -> Path:
     return job.run.folder / "student"
 
 
-def assemble(job: Job, accelerator: Accelerator, keep: Path | None = None) -> training.Parts:
-    """What is trained, and the loss of a micro-batch: the parts of a run, put together.
+def assemble(
+    job: Job, accelerator: Accelerator, keep: Path | None = None
+) -> tuple[training.Parts, Targets]:
+    """What is trained, the loss of a micro-batch, and what computes the targets.
 
     Args:
         job: from `prepare`.
@@ -212,19 +245,20 @@ def assemble(job: Job, accelerator: Accelerator, keep: Path | None = None) -> tr
         distiller.model.activation_checkpointing_enable()
     if accelerator.device.type == "cpu" and job.plan.precision == "bf16":
         distiller.model.set_attn_implementation("eager")  # the fused one goes back slowly there
-    seen = assembly.features(
-        job.teacher,
-        recipe.objective,
-        accelerator.device,
-        _teacher_precision(accelerator, job.plan.precision),
-    )
-    codebook = None
-    if recipe.objective.name == "units":
-        codebook = _codebook(job, accelerator, seen, keep)
+    targets: Targets = _all_stored
+    if job.teacher is not None or recipe.objective.features == "mfcc":
+        arithmetic = _teacher_precision(accelerator, job.plan.precision)
+        targets = assembly.features(job.teacher, recipe.objective, accelerator.device, arithmetic)
+        if recipe.objective.name == "units":
+            targets = live_units(targets, _codebook(job, accelerator, targets, keep))
     noises = recordings(recipe.noise.folder) if recipe.noise.probability else lambda _: None
-    loss_of = assembly.loss_function(recipe, seen, codebook, noises, accelerator.device)
+    loss_of = assembly.loss_function(recipe, targets, noises, accelerator.device)
     optimizer = loop.optimizer(distiller, recipe.train)
-    return training.Parts(module=distiller, optimizer=optimizer, loss_of=loss_of)
+    return training.Parts(module=distiller, optimizer=optimizer, loss_of=loss_of), targets
+
+
+def _all_stored(wave_BS: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+    raise AssertionError("no teacher is loaded where all its targets are stored")
 
 
 def measure(job: Job, steps: int = 3) -> plan.Measured:
@@ -233,16 +267,105 @@ def measure(job: Job, steps: int = 3) -> plan.Measured:
     The first step warms up and does not count.
     """
     accelerator = loop.accelerator(job.plan.device, job.plan.precision)
-    return training.measure(
-        job.recipe, job.plan, lambda: assemble(job, accelerator), accelerator, job.train, steps
+    parts, targets = assemble(job, accelerator)
+    if not job.plan.stored:
+        return training.measure(job.recipe, job.plan, parts, accelerator, job.train, steps)
+    schedule = plan.schedule(job.recipe, job.train, job.plan.micro_seconds)
+    groups = [group for number in range(1, steps + 1) for group in schedule.step(number)]
+    used = [job.train[index] for group in groups for index in group]
+    left = sum(cut.duration for cut in [*job.train, *job.valid])
+    with tempfile.TemporaryDirectory() as folder:
+        store = stored.Store(Path(folder), _kept(job))
+        seconds = 0.0
+        if job.teacher is None and job.recipe.objective.features == "layers":
+            store = stored.Store(_store_folder(job), _kept(job))
+        else:
+            began = time.perf_counter()
+            for _ in stored.fill(store, used, targets, job.plan.micro_seconds, accelerator.device):
+                pass
+            taken = time.perf_counter() - began
+            seconds = taken / sum(cut.duration for cut in used) * left
+        parts = replace(parts, beside=store.read)
+        found = training.measure(job.recipe, job.plan, parts, accelerator, job.train, steps)
+    return replace(found, target_seconds=seconds)
+
+
+def _kept(job: Job) -> stored.Kept:
+    """What the run's store holds."""
+    objective, told = job.recipe.objective, job.facts["teacher"]
+    units = objective.name == "units"
+    assert job.plan.stored is not None
+    codebook = Path(objective.codebook or job.run.folder / codebooks.FILE)
+    digest = ""
+    if units and codebook.is_file():
+        digest = hashlib.sha1(codebook.read_bytes(), usedforsecurity=False).hexdigest()
+    return stored.Kept(
+        model=told["fingerprint"] if told else "",
+        layers=tuple(assembly.target_layers(objective)),
+        normalise=objective.normalise,
+        codebook=digest,
+        arithmetic="bf16" if job.plan.precision == "bf16" else "fp32",
+        form=job.plan.stored,
+        widths=_widths(objective, told["width"] if told else 0),
     )
+
+
+def _widths(objective: config.Objective, teacher_width: int) -> tuple[int, ...]:
+    """The width of each target; 0 for units."""
+    count = 1 if objective.features == "mfcc" else len(objective.layers)
+    return (0 if objective.name == "units" else teacher_width,) * count
+
+
+def _store_folder(job: Job) -> Path:
+    """Where the run's targets are kept: in its folder, or where the recipe says."""
+    chosen = job.recipe.targets.folder
+    return Path(chosen) / _kept(job).name if chosen else job.run.folder / TARGETS
+
+
+def _left_to_store(job: Job) -> int:
+    """Bytes of targets that are still to be written."""
+    if not job.plan.stored:
+        return 0
+    windows = [*job.train, *job.valid]
+    place = _store_folder(job)
+    if (place / "store.json").is_file():
+        windows = stored.Store(place, _kept(job)).missing(windows)
+    return sum(frames(cut.num_samples) for cut in windows) * _kept(job).bytes_per_frame
+
+
+def _fill(
+    job: Job,
+    accelerator: Accelerator,
+    targets: Targets,
+    stop: Callable[[], bool],
+    track: data.Tracker,
+) -> stored.Store | None:
+    """The run's store with all targets in it; None when stopped before."""
+    windows = [*job.train, *job.valid]
+    store = stored.Store(_store_folder(job), _kept(job))
+    filling = stored.fill(
+        store,
+        windows,
+        targets,
+        job.plan.micro_seconds,
+        accelerator.device,
+        (accelerator.process_index, accelerator.num_processes),
+    )
+    missing = len(store.missing(windows)) // accelerator.num_processes
+    for _ in track(filling, description="the teacher's targets", total=missing):
+        if stop():
+            return None
+    accelerator.wait_for_everyone()
+    store.refresh()
+    return store
 
 
 def disk_bytes(job: Job) -> int:
     """Bytes that the run will write."""
     distiller, _ = assembly.build(job.teacher, job.recipe, job.existing)
     size = students.parameters(distiller.student.model)
-    return plan.disk(size, size + sum(p.numel() for p in distiller.heads.parameters()))
+    trained = size + sum(p.numel() for p in distiller.heads.parameters())
+    return plan.disk(size, trained) + _left_to_store(job)
 
 
 def _facts(
@@ -257,12 +380,13 @@ def _facts(
         "format": checkpoint.format,
         "parameters": students.parameters(checkpoint.model),
         "layers": teacher.depth,
+        "width": teacher.width,
         "fingerprint": fingerprint(checkpoint.model),
         "notes": list(checkpoint.notes),
     }
 
 
-def _existing(name: str) -> tuple[Existing, dict[str, Any]]:
+def _existing(name: str, settings: config.Recipe) -> tuple[Existing, dict[str, Any]]:
     """A student to go on with, and what run.json says of where it came from."""
     student, checkpoint = teachers.load(name)
     if checkpoint.model.config.model_type != "hubert":
@@ -270,6 +394,7 @@ def _existing(name: str) -> tuple[Existing, dict[str, Any]]:
             f"`--student {name}` is a `{checkpoint.model.config.model_type}` model; students are `hubert`",
             f"--teacher {name} distils from it",
         )
+    students.check_existing(student, settings.student)
     existing = Existing(student=student, heads=checkpoint.heads, head_layers=checkpoint.head_layers)
     return existing, {"name": name, "fingerprint": fingerprint(checkpoint.model)}
 
@@ -317,28 +442,13 @@ def _reopen(run: Run, audio: Sequence[str | Path]) -> Job:
             f"`{run.folder}` is finished: its student is in `{run.folder / 'student'}`",
             "distilkit distill AUDIO --out DIR for another run",
         )
-    teacher, checkpoint = None, None
-    if facts["teacher"] is not None:
-        source = facts["teacher"]["source"]
-        if not Path(source).exists():
-            source = facts["teacher"]["name"]
-        teacher, checkpoint = teachers.load(source)
-        if fingerprint(checkpoint.model) != facts["teacher"]["fingerprint"]:
-            raise DistilkitError(
-                f"the teacher `{facts['teacher']['name']}` is not the one that `{run.folder}` began with",
-                "put the old one back, or start a new run with another --out",
-            )
-    began = facts["student"]
-    existing = None
-    if began["config"] is not None:  # its weights are in the checkpoint
-        existing = Existing(student=assembly.from_config(began["config"], began["normalise"]))
     windows, valid = data.load_windows(run.folder / "audio.jsonl.gz")
-    return Job(
+    job = Job(
         run=run,
         recipe=settings,
-        teacher=teacher,
-        checkpoint=checkpoint,
-        existing=existing,
+        teacher=None,
+        checkpoint=None,
+        existing=None,
         train=windows,
         valid=valid,
         plan=plan.again(facts["plan"]),
@@ -346,6 +456,27 @@ def _reopen(run: Run, audio: Sequence[str | Path]) -> Job:
         facts=facts,
         collection=None,
     )
+    told, began = facts["teacher"], facts["student"]
+    unneeded = bool(run.done and job.plan.stored and _left_to_store(job) == 0)
+    teacher, checkpoint = (None, None) if told is None or unneeded else _same_teacher(job)
+    existing = None
+    if began["from"] is not None or unneeded:  # the student's weights are in the checkpoint
+        student = assembly.from_config(began["config"], began["normalise"])
+        existing = Existing(student=student, target_width=told["width"] if told else 0)
+    return replace(job, teacher=teacher, checkpoint=checkpoint, existing=existing)
+
+
+def _same_teacher(job: Job) -> tuple[Encoder, Checkpoint]:
+    """The teacher that a run began with."""
+    told = job.facts["teacher"]
+    source = told["source"] if Path(told["source"]).exists() else told["name"]
+    teacher, checkpoint = teachers.load(source)
+    if fingerprint(checkpoint.model) != told["fingerprint"]:
+        raise DistilkitError(
+            f"the teacher `{told['name']}` is not the one that `{job.run.folder}` began with",
+            "put the old one back, or start a new run with another --out",
+        )
+    return teacher, checkpoint
 
 
 def _teacher_precision(
@@ -375,3 +506,4 @@ def _finish(job: Job, distiller: Distiller) -> None:
     )
     with replacing(job.run.folder / "student") as beside:
         students.save(distiller.student, beside, card)
+    discard(job.run.folder / TARGETS)

@@ -19,7 +19,7 @@ from lhotse import MonoCut
 from torch import Tensor, nn
 
 from distilkit import config
-from distilkit.batches import Batch, whole
+from distilkit.batches import Batch, Beside, whole
 from distilkit.errors import DistilkitError
 from distilkit.objectives import Loss
 
@@ -188,13 +188,14 @@ def validate(
     windows: Sequence[MonoCut],
     loss_of: Callable[[nn.Module, Batch], Loss],
     micro_seconds: float,
+    beside: Beside | None = None,
 ) -> dict[str, float]:
     """The mean loss per frame over all held-out windows, and its parts, without dropout."""
     module.eval()
     sums: dict[str, float] = {}
     count = 0
     with torch.no_grad():
-        for number, batch in enumerate(whole(windows, micro_seconds)):
+        for number, batch in enumerate(whole(windows, micro_seconds, beside)):
             seed_step(0, number)  # the same frames are masked each time
             with accelerator.autocast():
                 loss = loss_of(accelerator.unwrap_model(module), batch)

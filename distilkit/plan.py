@@ -1,7 +1,7 @@
 """What fits: steps, memory, time and disk, each with its reason."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from distilkit.errors import DistilkitError
 MEMORY_SHARE = 0.5  # of what is free, for the activations of one micro-batch
 CPU_MICRO_SECONDS = 64.0  # more at once is no faster on a processor
 CHECKPOINTING_BELOW = 4  # windows in memory at once below which recomputing pays
+LEAST_PASSES = 2.0  # over the audio from which on targets are kept
+DISK_SHARE = 0.5  # of what is free on the disk, for targets
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
@@ -44,6 +46,8 @@ class Plan:
     device: str
     gradient_checkpointing: bool
     choices: tuple[Choice, ...]
+    stored: config.Stored | None = None  # form in which targets are kept; None runs the teacher
+    stored_bytes: int = 0  # on disk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +56,7 @@ class Measured:
 
     seconds_per_step: float
     peak_gib: float  # of the accelerator's memory, or of this process's on a CPU
+    target_seconds: float = 0.0  # that computing the targets takes, before the first step
 
 
 def device(settings: config.Train) -> tuple[str, str]:
@@ -200,6 +205,54 @@ def schedule(
     )
 
 
+def stored(
+    settings: config.Targets,
+    steps: int,
+    steps_per_pass: int,
+    bytes_for: Callable[[config.Stored], int],
+    place: Path,
+) -> tuple[config.Stored | None, int, Choice]:
+    """Whether targets are kept, in which form, how many bytes that takes, and why.
+
+    Args:
+        settings: the recipe's.
+        steps: optimizer steps of the run.
+        steps_per_pass: of which a pass over the audio has that many.
+        bytes_for: what all targets take in that form.
+        place: the folder that they go to.
+    """
+
+    def chosen(form: config.Stored | None, reason: str) -> tuple[config.Stored | None, int, Choice]:
+        size = bytes_for(form) if form else 0
+        value = f"{form}, {gib(size)}" if form else "as it goes"
+        return form, size, Choice(name="targets", value=value, reason=reason)
+
+    passes = steps / steps_per_pass
+    if settings.store == "none":
+        return chosen(None, "asked for: the teacher runs beside the student")
+    if settings.store != "auto":
+        return chosen(settings.store, f"asked for; the teacher runs once for {passes:.3g} passes")
+    if passes < LEAST_PASSES:
+        return chosen(None, f"the teacher runs beside the student in {passes:.3g} passes")
+    size, free = bytes_for("fp16"), shutil.disk_usage(existing(place)).free
+    if size > settings.most_gib * 2**30:
+        return chosen(None, f"{gib(size)} on disk are more than `targets.most_gib`")
+    if size > DISK_SHARE * free:
+        return chosen(None, f"{gib(size)} on disk, and only {gib(free)} are free")
+    return chosen("fp16", f"the teacher runs once for {passes:.3g} passes")
+
+
+def gib(size: float) -> str:
+    """Bytes for people."""
+    return f"{size / 2**30:.2f} GiB"
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest above that is there."""
+    folder = folder.absolute()
+    return next(parent for parent in [folder, *folder.parents] if parent.exists())
+
+
 def decide(
     settings: config.Recipe | config.CtcRecipe,
     student: Encoder,
@@ -276,13 +329,11 @@ def check_disk(folder: Path, needed: int) -> None:
     Raises:
         DistilkitError: less is free than the run writes.
     """
-    place = next(
-        parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists()
-    )
+    place = existing(folder)
     free = shutil.disk_usage(place).free
     if free < needed:
         raise DistilkitError(
-            f"`{place}` has {free / 2**30:.2f} GiB free; the run writes {needed / 2**30:.2f} GiB",
+            f"`{place}` has {gib(free)} free; the run writes {gib(needed)}",
             "--out on another disk",
         )
 

@@ -150,17 +150,15 @@ def build(
     return _begin(model, weights, layers, normalise, masks, "the teacher")
 
 
-def resume_from(
-    student: Encoder, settings: config.Student, *, masks: bool = False
-) -> tuple[Encoder, Beginning]:
-    """An existing student to train on: its own form, sizes and weights, the recipe's dropout.
+def check_existing(student: Encoder, settings: config.Student) -> None:
+    """Refuse a recipe that wants another student than the one that is there.
 
     Raises:
-        DistilkitError: the recipe asks for other sizes, or names layers to start from.
+        DistilkitError: it asks for other sizes, or names layers to start from.
     """
-    wanted = _as_hubert(student.model.config)
-    for name, own in SIZES.items():
-        asked, has = getattr(settings, name), getattr(wanted, own)
+    own = _as_hubert(student.model.config)
+    for name, field in SIZES.items():
+        asked, has = getattr(settings, name), getattr(own, field)
         if asked not in ("auto", has):
             raise DistilkitError(
                 f"`student.{name}` is {asked}, but the student to go on with has {has}",
@@ -171,6 +169,13 @@ def resume_from(
             f"`student.start_layers` {settings.start_layers} is for a new student, not one to go on with",
             "--set student.start_layers=auto",
         )
+
+
+def resume_from(
+    student: Encoder, settings: config.Student, *, masks: bool = False
+) -> tuple[Encoder, Beginning]:
+    """An existing student to train on: its own form, sizes and weights, the recipe's dropout."""
+    wanted = _as_hubert(student.model.config)
     for name in ("hidden_dropout", "attention_dropout", "activation_dropout"):
         setattr(wanted, name, settings.dropout)
     wanted.layerdrop = 0.0

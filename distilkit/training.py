@@ -36,6 +36,7 @@ class Parts:
     given: frozenset[str] = (
         frozenset()
     )  # weights of the module that stay what they are when it is made
+    beside: batches.Beside | None = None  # what comes with each window
 
 
 def place(
@@ -101,7 +102,7 @@ def steps(
     run: Run,
     recipe: config.Recipe | config.CtcRecipe,
     decided: plan.Plan,
-    parts: Callable[[], Parts],
+    made: Parts,
     accelerator: Accelerator,
     *,
     train: Sequence[MonoCut],
@@ -120,7 +121,7 @@ def steps(
         run: where metrics and checkpoints go.
         recipe: batches and training settings.
         decided: steps, micro-batches, device.
-        parts: makes what is trained; called once.
+        made: what is trained, the loss, and what comes with each window.
         accelerator: device, precision, processes.
         train: what to train on.
         valid: what to validate on; may be empty.
@@ -135,7 +136,6 @@ def steps(
         DistilkitError: the checkpoint is damaged, or a loss is not finite.
     """
     first = accelerator.is_main_process  # of several processes, the one that writes
-    made = parts()
     module, optimizer = accelerator.prepare(made.module, made.optimizer)
     saved = run.load_checkpoint() if resumed else None
     start = 0
@@ -152,7 +152,12 @@ def steps(
         recipe, train, decided.micro_seconds, accelerator.process_index, accelerator.num_processes
     )
     stream = batches.stream(
-        train, schedule, first=start + 1, last=decided.steps, workers=decided.workers
+        train,
+        schedule,
+        first=start + 1,
+        last=decided.steps,
+        workers=decided.workers,
+        beside=made.beside,
     )
     settings = recipe.train
     for step in loop.fit(
@@ -168,7 +173,7 @@ def steps(
         last = step.number == decided.steps
         if valid and (last or step.number % settings.validate_every == 0):
             measured = loop.validate(
-                accelerator, module, valid, made.loss_of, decided.micro_seconds
+                accelerator, module, valid, made.loss_of, decided.micro_seconds, made.beside
             )
             step = replace(step, valid=told(measured))
         rows.append(_row(step))
@@ -193,7 +198,7 @@ def steps(
 def measure(
     recipe: config.Recipe | config.CtcRecipe,
     decided: plan.Plan,
-    parts: Callable[[], Parts],
+    made: Parts,
     accelerator: Accelerator,
     train: Sequence[MonoCut],
     steps: int = 3,
@@ -202,10 +207,9 @@ def measure(
 
     The first step warms up and does not count.
     """
-    made = parts()
     module, optimizer = accelerator.prepare(made.module, made.optimizer)
     schedule = plan.schedule(recipe, train, decided.micro_seconds)
-    stream = batches.stream(train, schedule, first=1, last=steps, workers=0)
+    stream = batches.stream(train, schedule, first=1, last=steps, workers=0, beside=made.beside)
     taken = loop.fit(
         accelerator, module, optimizer, stream, made.loss_of, recipe.train, start=0, steps=steps
     )

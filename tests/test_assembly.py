@@ -16,7 +16,7 @@ from distilkit.codebooks import Codebook
 from distilkit.encoder import Encoder, encode, exact, frame_mask
 from distilkit.errors import DistilkitError
 from distilkit.objectives import Heads, PairHeads, UnitHeads, layerwise
-from distilkit.targets import Targets, parted
+from distilkit.targets import Targets, live_units, parted
 
 CPU = torch.device("cpu")
 NO_TEACHER = ["objective.name=units", "objective.features=mfcc"]
@@ -190,8 +190,8 @@ def spied(
         heard.append(wave_BS)
         return [torch.ones(len(lengths), 29, 8)]
 
-    targets: Targets = seen
-    loss_of = assembly.loss_function(recipe, targets, codebook, lambda _: None, CPU)
+    targets: Targets = live_units(seen, codebook) if codebook else seen
+    loss_of = assembly.loss_function(recipe, targets, lambda _: None, CPU)
     loss_of(module, given)
     return heard
 
@@ -235,7 +235,7 @@ def test_masked_frames_weigh_more_than_visible_ones() -> None:
     def seen(wave_BS: Tensor, lengths: Sequence[int]) -> list[Tensor]:
         return [torch.arange(29.0)[None, :, None].expand(len(lengths), -1, 8)]
 
-    loss = assembly.loss_function(recipe, seen, None, lambda _: None, CPU)(spy, given)
+    loss = assembly.loss_function(recipe, seen, lambda _: None, CPU)(spy, given)
     hidden_BT = spy.heard[0][1]
     assert hidden_BT is not None
     mask_BT = frame_mask(given.lengths, 29, CPU)
@@ -265,7 +265,9 @@ def test_units_are_those_of_the_clean_recording() -> None:
     def seen(wave_BS: Tensor, lengths: Sequence[int]) -> list[Tensor]:
         return [torch.ones(2, 29, 8)]
 
-    loss = assembly.loss_function(recipe, seen, codebook, lambda _: None, CPU)(spy, batch())
+    loss = assembly.loss_function(recipe, live_units(seen, codebook), lambda _: None, CPU)(
+        spy, batch()
+    )
     assert float(loss.total) == pytest.approx(0, abs=1e-4)
     assert float(loss.parts["right_4"]) == loss.frames
 
@@ -301,7 +303,7 @@ def test_noise_and_masks_are_finite_and_follow_the_step(changes: list[str]) -> N
     one = teacher()
     distiller, _ = assembly.build(one, recipe)
     seen = assembly.features(one, recipe.objective)
-    loss_of = assembly.loss_function(recipe, seen, None, lambda _: None, CPU)
+    loss_of = assembly.loss_function(recipe, seen, lambda _: None, CPU)
     distiller.train()
     losses = []
     for number in (1, 1, 2):
@@ -324,7 +326,7 @@ def test_plain_distillation_is_the_loss_of_its_parts() -> None:
     distiller.eval()
     given = batch()
     seen = assembly.features(one, recipe.objective)
-    loss = assembly.loss_function(recipe, seen, None, lambda _: None, CPU)(distiller, given)
+    loss = assembly.loss_function(recipe, seen, lambda _: None, CPU)(distiller, given)
     with torch.no_grad():
         target = encode(teacher(), given.wave_BS, given.lengths, [4, 8, 12])
         predicted = distiller(given.wave_BS, given.lengths)
@@ -396,7 +398,7 @@ def test_the_student_hears_parts_of_what_the_teacher_hears() -> None:
         assert torch.equal(wave_BS, given.wave_BS)
         return [torch.ones(2, 29, 8)]
 
-    loss_of = assembly.loss_function(recipe, seen, None, lambda _: None, CPU)
+    loss_of = assembly.loss_function(recipe, seen, lambda _: None, CPU)
     spy = Frames()
     loss = loss_of(spy.train(), given)
     wave_PS = spy.heard[0][0]

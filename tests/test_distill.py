@@ -86,7 +86,8 @@ def test_what_is_assembled_follows_the_recipe(
 ) -> None:
     def assembled(*changes: str) -> distillation.Distiller:
         job = prepare([speech], teacher=str(teacher_folder), out=tmp_path, recipe=quick(*changes))
-        return distillation.assemble(job, loop.accelerator("cpu", "fp32")).module
+        parts, _ = distillation.assemble(job, loop.accelerator("cpu", "fp32"))
+        return parts.module
 
     plain, again, other = assembled(), assembled(), assembled("train.seed=1")
     assert torch.equal(plain.heads.inner.weight, again.heads.inner.weight)

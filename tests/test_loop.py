@@ -46,7 +46,7 @@ class Setting:
         )
         teach = LiveTargets(teacher, self.recipe.objective.layers)
         cpu = torch.device("cpu")
-        self.loss_of = loss_function(self.recipe, teach, None, lambda _: None, cpu)
+        self.loss_of = loss_function(self.recipe, teach, lambda _: None, cpu)
 
     def fit(self, batches: Iterator[list[Batch]], start: int, steps: int) -> Iterator[loop.Step]:
         return loop.fit(

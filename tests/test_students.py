@@ -385,7 +385,7 @@ def test_going_on_refuses_other_sizes_and_takes_its_own() -> None:
     for name, value in own.items():
         other = [n + 8 for n in value] if isinstance(value, list) else value + 8
         with pytest.raises(DistilkitError) as caught:
-            students.resume_from(first, config.Student(**own | {name: other}))
+            students.check_existing(first, config.Student(**own | {name: other}))
         assert caught.value.problem == (
             f"`student.{name}` is {other}, but the student to go on with has {value}"
         )
@@ -393,7 +393,7 @@ def test_going_on_refuses_other_sizes_and_takes_its_own() -> None:
     with pytest.raises(
         DistilkitError, match=r"`student.start_layers` \[1, 2\] is for a new student"
     ):
-        students.resume_from(first, config.Student(start_layers=[1, 2]))
+        students.check_existing(first, config.Student(start_layers=[1, 2]))
 
 
 # -------------------------------------------------------------------------------------- masking

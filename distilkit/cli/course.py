@@ -34,12 +34,13 @@ def show_plan(job: Job, measured: "Measured", disk: int, json: bool) -> None:
     from distilkit.plan import clock
 
     left = job.plan.steps - job.run.done
-    hours = measured.seconds_per_step * left / 3600
+    hours = (measured.seconds_per_step * left + measured.target_seconds) / 3600
     values = {
         "usable_hours": round((job.facts["train_seconds"] + job.facts["valid_seconds"]) / 3600, 3),
         "skipped": job.facts["skipped"],
         "steps": job.plan.steps,
         "seconds_per_step": round(measured.seconds_per_step, 3),
+        "target_seconds": round(measured.target_seconds, 1),
         "hours": round(hours, 3),
         "peak_memory_gib": round(measured.peak_gib, 2),
         "disk_gib": round(disk / 2**30, 3),
@@ -48,7 +49,11 @@ def show_plan(job: Job, measured: "Measured", disk: int, json: bool) -> None:
         console.document(values)
         return
     steps = f"{left} steps of {measured.seconds_per_step:.2f} s, measured here"
-    disk_reason = "two checkpoints while one is replaced, and the student"
+    disk_reason = "two checkpoints while one is replaced, the result" + (
+        ", targets" if job.plan.stored else ""
+    )
+    if measured.target_seconds:
+        steps += f"; before them {clock(measured.target_seconds)} for the teacher's targets"
     rows = [
         ("time", clock(hours * 3600), steps),
         ("memory", f"{measured.peak_gib:.1f} GiB", "the most so far, measured here"),
@@ -101,7 +106,7 @@ def follow(
         for step in train(stop):
             watch(step)
     if stop.asked and not job.run.finished:
-        console.say(f"saved after step {watch.number} of {job.plan.steps}")
+        console.say(f"saved after step {watch.number or job.run.done} of {job.plan.steps}")
         console.say(f"go on with: distilkit {kind} --resume --out {job.run.folder}")
         raise typer.Exit(130)
     return time.monotonic() - began
@@ -145,8 +150,6 @@ class Watch:
         self.number = 0  # of the newest step
 
     def __enter__(self) -> "Watch":
-        if self._bar is not None:
-            self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -170,6 +173,7 @@ class Watch:
             console.say(f"step {step.number}: fp16 overflow, loss scale lowered, step left out")
         if self._bar is not None:
             if self._task is None:
+                self._bar.start()
                 self._task = self._bar.add_task(
                     "", total=steps, completed=step.number - 1, numbers=""
                 )

@@ -109,7 +109,7 @@ def follow(job: "Job") -> float:
 
     if finds_units(job):
         console.say("finding the units ...")
-    return course.follow(lambda stop: train(job, stop), job, disk_bytes(job))
+    return course.follow(lambda stop: train(job, stop, console.track), job, disk_bytes(job))
 
 
 def announce(job: "Job") -> None:

@@ -24,7 +24,9 @@ from distilkit.config.distillation import (
     Preset,
     Recipe,
     Start,
+    Stored,
     Student,
+    Targets,
 )
 from distilkit.config.files import (
     RECIPES,
@@ -84,7 +86,9 @@ __all__ = [
     "Recogniser",
     "Section",
     "Start",
+    "Stored",
     "Student",
+    "Targets",
     "Text",
     "Tokenizer",
     "TokenizerKind",

@@ -11,6 +11,7 @@ Start = Literal["teacher", "random"]
 ObjectiveName = Literal["layerwise", "units"]
 Preset = Literal["all-round", "content", "speaker"]
 Features = Literal["layers", "mfcc"]
+Stored = Literal["fp16", "int8"]
 
 
 class Data(Section):
@@ -189,6 +190,28 @@ class Objective(Section):
         return self
 
 
+class Targets(Section):
+    """Whether what the teacher says is computed once and kept on disk."""
+
+    store: Annotated[
+        Stored | Literal["none"] | Auto,
+        Field(
+            description="Form of what is kept; `none` runs the teacher beside the student in every pass. "
+            "`auto` keeps fp16 where there are at least two passes and the disk has room."
+        ),
+    ] = "auto"
+    folder: Annotated[
+        str,
+        Field(
+            description="Where they are kept for other runs too; empty keeps them in the run folder "
+            "until the student is written."
+        ),
+    ] = ""
+    most_gib: Annotated[float, Field(gt=0.0, description="GiB; the most that `auto` keeps.")] = (
+        100.0
+    )
+
+
 class Recipe(Section):
     """Everything that decides what a distillation run computes."""
 
@@ -196,6 +219,7 @@ class Recipe(Section):
     data: Data = Data()
     student: Student = Student()
     objective: Objective = Objective()
+    targets: Targets = Targets()
     noise: Noise = Noise()
     batches: Batches = Batches()
     train: Train = Train()

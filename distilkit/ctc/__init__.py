@@ -275,7 +275,7 @@ def train(job: Job, stop: Callable[[], bool] = lambda: False) -> Iterator[loop.S
             run,
             recipe,
             job.plan,
-            lambda: parts(job, accelerator),
+            parts(job, accelerator),
             accelerator,
             train=job.train,
             valid=job.valid,
@@ -330,9 +330,8 @@ def parts(job: Job, accelerator: Accelerator) -> training.Parts:
 def measure(job: Job, steps: int = 3) -> plan.Measured:
     """Take a few real steps of a job, keep nothing of them, and say what all of them would take."""
     accelerator = loop.accelerator(job.plan.device, job.plan.precision)
-    return training.measure(
-        job.recipe, job.plan, lambda: parts(job, accelerator), accelerator, job.train, steps
-    )
+    made = parts(job, accelerator)
+    return training.measure(job.recipe, job.plan, made, accelerator, job.train, steps)
 
 
 def disk_bytes(job: Job) -> int:

@@ -194,7 +194,7 @@ def cuts(clip: Clip) -> list[MonoCut]:
             duration=length / SAMPLE_RATE,
             channel=0,
             recording=recording,
-            custom={"source": str(clip.source.absolute())},
+            custom={"source": str(clip.source.absolute()), "digest": clip.digest},
         )
         for start, length in clip.windows
     ]

@@ -84,7 +84,7 @@ def run(teacher: HubertModel, heads: Heads, wave_BS: torch.Tensor) -> list[loop.
     count, samples = wave_BS.shape
     batch = Batch(ids=("a",) * count, wave_BS=wave_BS, lengths=(samples,) * count)
     recipe = config.Recipe(objective=OBJECTIVE)
-    loss_of = loss_function(recipe, teach, None, lambda _: None, torch.device("cpu"))
+    loss_of = loss_function(recipe, teach, lambda _: None, torch.device("cpu"))
     batches = itertools.repeat([batch])
     steps = loop.fit(accelerator, module, optimizer, batches, loss_of, TRAIN, start=0, steps=STEPS)
     result = list(steps)
