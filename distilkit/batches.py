@@ -43,6 +43,34 @@ class Batch:
         """Seconds of audio, padding left out."""
         return sum(self.lengths) / SAMPLE_RATE
 
+    @property
+    def padded_seconds(self) -> float:
+        """Seconds of audio, padding counted."""
+        return self.wave_BS.numel() / SAMPLE_RATE
+
+    def within(self, most: float) -> "list[Batch]":
+        """The same clips in as few halves of halves as hold at most that many padded seconds each.
+
+        A clip alone is never split.
+        """
+        if len(self.lengths) == 1 or self.padded_seconds <= most:
+            return [self]
+        middle = (len(self.lengths) + 1) // 2
+        return [
+            part
+            for rows in (slice(0, middle), slice(middle, None))
+            for part in self._rows(rows).within(most)
+        ]
+
+    def _rows(self, rows: slice) -> "Batch":
+        lengths = self.lengths[rows]
+        return Batch(
+            ids=self.ids[rows],
+            wave_BS=self.wave_BS[rows, : max(lengths)],
+            lengths=lengths,
+            targets=tuple(each[rows, : frames(max(lengths))] for each in self.targets),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:

@@ -23,6 +23,7 @@ from distilkit.batches import Batch, Beside, whole
 from distilkit.errors import DistilkitError
 from distilkit.objectives import Loss
 
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # of GPU and CPU
 MAX_OVERFLOWS = 20  # fp16 steps in a row that may be skipped while the loss scale settles
 
 
@@ -47,7 +48,15 @@ class Step:
     audio_seconds: float
     seconds: float  # of wall-clock time
     updated: bool = True  # False where fp16 overflowed and the step was left out
+    lowered: float = 0.0  # seconds in memory at once from here on, where memory had run out
     valid: dict[str, float] = field(default_factory=dict)  # means per frame, where validated
+
+
+@dataclass
+class Room:
+    """How much audio may be in memory at once; less, once memory has run out."""
+
+    seconds: float = math.inf  # padding counted
 
 
 def accelerator(device: str, precision: config.Precision) -> Accelerator:
@@ -107,11 +116,13 @@ def fit(
     *,
     start: int,
     steps: int,
+    room: Room | None = None,
 ) -> Iterator[Step]:
     """Train from step `start` + 1 to step `steps`, yielding after each.
 
     Gradients are of the mean loss per frame over all micro-batches (and processes) of the step, so
-    they do not depend on how the step is split.
+    they do not depend on how the step is split. Where memory runs out, the step is done again with
+    half of the audio at once, and so are those behind it.
 
     Args:
         accelerator: device, precision, processes.
@@ -122,11 +133,14 @@ def fit(
         settings: learning rate, clipping, seed.
         start: optimizer steps already done.
         steps: optimizer steps in all.
+        room: how much may be in memory at once; lowered here.
 
     Raises:
-        DistilkitError: the loss or its gradient is not a finite number.
+        DistilkitError: the loss or its gradient is not a finite number, or memory runs out with a
+            single clip in it, or in one of several processes.
     """
     module.train()
+    room = room or Room()
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     overflows = 0
     for number in range(start + 1, steps + 1):
@@ -135,21 +149,19 @@ def fit(
         for group in optimizer.param_groups:
             begun = number > group.get("after", 0)
             group["lr"] = rate * group.get("scale", 1.0) * begun
-        micro = next(batches)
-        seed_step(settings.seed, number, accelerator.process_index)
+        given, before = next(batches), room.seconds
         counted = _over_ranks(
             accelerator,
-            [sum(batch.frames for batch in micro), sum(batch.seconds for batch in micro)],
+            [sum(batch.frames for batch in given), sum(batch.seconds for batch in given)],
         )
-        sums: dict[str, Tensor] = {}
-        for place, batch in enumerate(micro):
-            last = place == len(micro) - 1
-            with nullcontext() if last else accelerator.no_sync(module):
-                with accelerator.autocast():
-                    loss = loss_of(module, batch)
-                accelerator.backward(loss.total * (accelerator.num_processes / counted[0]))
-            for name, value in {"loss": loss.total.detach(), **loss.parts}.items():
-                sums[name] = sums[name] + value if name in sums else value
+        while True:
+            micro = [part for batch in given for part in batch.within(room.seconds)]
+            seed_step(settings.seed, number, accelerator.process_index)
+            sums = _accumulate(accelerator, module, micro, loss_of, counted[0])
+            if sums is not None:
+                break
+            optimizer.zero_grad()
+            _lower(room, micro, number, accelerator)
         values = _over_ranks(accelerator, [float(value) for value in sums.values()])
         means = {name: value / counted[0] for name, value in zip(sums, values, strict=True)}
         norm = float(accelerator.clip_grad_norm_(trained, settings.clip_norm))
@@ -179,7 +191,61 @@ def fit(
             audio_seconds=counted[1],
             seconds=time.perf_counter() - began,
             updated=not skipped,
+            lowered=room.seconds if room.seconds < before else 0.0,
         )
+
+
+def _accumulate(
+    accelerator: Accelerator,
+    module: nn.Module,
+    micro: Sequence[Batch],
+    loss_of: Callable[[nn.Module, Batch], Loss],
+    count: float,
+) -> dict[str, Tensor] | None:
+    """Add up gradients and losses over micro-batches; None where memory ran out."""
+    sums: dict[str, Tensor] = {}
+    try:
+        for place, batch in enumerate(micro):
+            last = place == len(micro) - 1
+            with nullcontext() if last else accelerator.no_sync(module):
+                with accelerator.autocast():
+                    loss = loss_of(module, batch)
+                accelerator.backward(loss.total * (accelerator.num_processes / count))
+            for name, value in {"loss": loss.total.detach(), **loss.parts}.items():
+                sums[name] = sums[name] + value if name in sums else value
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if not any(word in str(error).lower() for word in OUT_OF_MEMORY):
+            raise
+        return None
+    return sums
+
+
+def _lower(room: Room, micro: Sequence[Batch], number: int, accelerator: Accelerator) -> None:
+    """Halve what may be in memory at once, after it ran out.
+
+    Raises:
+        DistilkitError: it cannot be halved.
+    """
+    largest = max((batch for batch in micro if len(batch.ids) > 1), key=_size, default=None)
+    if accelerator.num_processes > 1:  # the others wait for this one's gradients
+        half = max(map(_size, micro)) / 2
+        raise DistilkitError(
+            f"step {number}: process {accelerator.process_index} ran out of memory",
+            f"start again with --set batches.micro_seconds={half:.0f}",
+        )
+    if largest is None:
+        raise DistilkitError(
+            f"step {number}: out of memory with nothing but one clip of "
+            f"{max(map(_size, micro)):.1f} s in it",
+            "--set train.gradient_checkpointing=true, or a shorter --set data.window_seconds",
+        )
+    room.seconds = max(map(_size, largest.within(0.75 * _size(largest))))
+    if accelerator.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _size(batch: Batch) -> float:
+    return batch.padded_seconds
 
 
 def validate(

@@ -3,6 +3,7 @@
 What `distill` and `finetune-ctc` share: the caller brings the module, the loss and the audio.
 """
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -138,10 +139,11 @@ def steps(
     first = accelerator.is_main_process  # of several processes, the one that writes
     module, optimizer = accelerator.prepare(made.module, made.optimizer)
     saved = run.load_checkpoint() if resumed else None
-    start = 0
+    start, room = 0, loop.Room()
     if saved is not None:
         loop.restore(accelerator, module, optimizer, *saved, given=made.given)
         start = int(saved[1]["step"])
+        room.seconds = float(saved[1].get("room", room.seconds))
     if first:
         run.rewind(start)
     accelerator.wait_for_everyone()
@@ -169,12 +171,12 @@ def steps(
         settings,
         start=start,
         steps=decided.steps,
+        room=room,
     ):
         last = step.number == decided.steps
         if valid and (last or step.number % settings.validate_every == 0):
-            measured = loop.validate(
-                accelerator, module, valid, made.loss_of, decided.micro_seconds, made.beside
-            )
+            most = min(decided.micro_seconds, room.seconds)
+            measured = loop.validate(accelerator, module, valid, made.loss_of, most, made.beside)
             step = replace(step, valid=told(measured))
         rows.append(_row(step))
         ended = last or (bool(step.valid) and enough(rows))
@@ -185,8 +187,10 @@ def steps(
             if step.valid:
                 validated(accelerator.unwrap_model(module), rows)
             if halt or ended or step.number % settings.checkpoint_every == 0:
-                state = loop.state(accelerator, module, optimizer, made.given)
-                run.save_checkpoint(step.number, *state)
+                tensors, numbers = loop.state(accelerator, module, optimizer, made.given)
+                if math.isfinite(room.seconds):
+                    numbers["room"] = room.seconds
+                run.save_checkpoint(step.number, tensors, numbers)
         yield step
         if halt:
             return None

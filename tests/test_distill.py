@@ -16,6 +16,7 @@ from transformers import AutoFeatureExtractor, AutoModel
 
 from distilkit import codebooks, config, loop, teachers, units
 from distilkit import distill as distillation
+from distilkit.batches import Batch
 from distilkit.distill import distill, prepare, train
 from distilkit.encoder import Encoder, exact, fingerprint
 from distilkit.errors import DistilkitError
@@ -175,6 +176,36 @@ def test_stopped_and_resumed_is_uninterrupted(
     rest = [step.number for step in train(again)]
     assert rest == list(range(after + 1, 7))
     assert files(out) == files(tmp_path / "whole")
+
+
+def test_resumed_after_memory_ran_out(
+    speech: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lower limit is in the checkpoint: what follows is what an uninterrupted run does."""
+    real = loop._accumulate
+    calls: list[float] = []
+
+    def tight(accelerator: object, module: object, micro: list[Batch], *rest: object) -> object:
+        calls.append(max(batch.padded_seconds for batch in micro))
+        if len(calls) == 2:  # the second step, once
+            return None
+        return real(accelerator, module, micro, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "_accumulate", tight)
+    recipe = quick("train.checkpoint_every=1", "batches.seconds=8", "batches.micro_seconds=8")
+    options = {"teacher": str(teacher_folder), "recipe": recipe}
+    distill([speech], out=tmp_path / "whole", **options)
+    limit = max(calls[2:])
+    assert limit < calls[1]
+    calls.clear()
+    steps = train(prepare([speech], out=tmp_path / "broken", **options))
+    assert [next(steps).lowered > 0 for _ in range(3)] == [False, True, False]
+    steps.close()
+    calls += [0.0, 0.0]
+    for _ in train(prepare([], out=tmp_path / "broken", resume=True)):
+        pass
+    assert max(calls[-3:]) <= limit
+    assert files(tmp_path / "broken") == files(tmp_path / "whole")
 
 
 def test_abandoned_between_checkpoints_and_resumed(

@@ -3,6 +3,7 @@
 import itertools
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -250,3 +251,95 @@ def test_groups_have_learning_rates_of_their_own_and_begin_when_they_shall() -> 
     assert 1 - seen[0]["fast"] == pytest.approx(0.03, rel=1e-2)
     assert seen[0]["late"] == 1.0
     assert seen[1]["late"] < 1.0
+
+
+# ------------------------------------------------------------------------------ out of memory
+
+
+class Tight:
+    """Memory that holds so many seconds, padding counted."""
+
+    def __init__(
+        self, setting: Setting, seconds: float, error: type[RuntimeError], text: str
+    ) -> None:
+        self.setting, self.seconds, self.error, self.text = setting, seconds, error, text
+        self.loss_of, self.held = setting.loss_of, []
+        setting.loss_of = self
+
+    def __call__(self, module: torch.nn.Module, given: Batch) -> Loss:
+        self.held.append(given.padded_seconds)
+        loss = self.loss_of(module, given)
+        if given.padded_seconds > self.seconds:
+            loss.total.backward()  # what is left of it must not count
+            raise self.error(self.text)
+        return loss
+
+
+ENDS = [
+    (torch.OutOfMemoryError, "CUDA out of memory. Tried to allocate 2.00 GiB"),
+    (
+        RuntimeError,
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate",
+    ),
+]
+
+
+@pytest.mark.parametrize(("error", "text"), ENDS)
+def test_out_of_memory_halves_what_is_in_it_and_nothing_else(
+    error: type[RuntimeError], text: str
+) -> None:
+    groups = [list(range(8)), [2, 1], [5, 1, 4, 3, 7, 0, 6]]
+    wanted = list(
+        Setting("student.dropout=0").fit(
+            iter([[batch(sorted(g, key=lambda i: -SIZES[i]))] for g in groups]), 0, 3
+        )
+    )
+    setting = Setting("student.dropout=0")
+    tight = Tight(setting, 2.5, error, text)
+    found = list(
+        setting.fit(iter([[batch(sorted(g, key=lambda i: -SIZES[i]))] for g in groups]), 0, 3)
+    )
+    for step, same in zip(found, wanted, strict=True):
+        assert step.loss == pytest.approx(same.loss, rel=1e-5)
+        assert step.grad_norm == pytest.approx(same.grad_norm, rel=1e-4)
+        assert step.audio_seconds == same.audio_seconds
+    assert [step.lowered for step in found] == [2.0, 0.0, 0.0]
+    # 8 s, a half of it, a half of that; then what fits without another try
+    assert tight.held[:3] == [8.0, 4.0, 2.0]
+    assert max(tight.held[3:]) <= 2.0
+
+
+def test_another_error_is_not_taken_for_memory() -> None:
+    setting = Setting()
+    Tight(setting, 0.0, RuntimeError, "mat1 and mat2 shapes cannot be multiplied")
+    with pytest.raises(RuntimeError, match="mat1"):
+        next(setting.fit(iter([[batch([0, 1])]]), 0, 1))
+
+
+def test_one_clip_that_does_not_fit_is_one_error() -> None:
+    setting = Setting()
+    Tight(setting, 0.1, torch.OutOfMemoryError, "CUDA out of memory")
+    with pytest.raises(
+        DistilkitError, match=r"step 1: out of memory .* one clip of 1.0 s"
+    ) as error:
+        next(setting.fit(iter([[batch([1, 0])]]), 0, 1))
+    assert "--set train.gradient_checkpointing=true" in str(error.value.hint)
+
+
+def test_what_is_split_keeps_its_targets() -> None:
+    whole = batch([1, 3, 2, 0, 7])
+    targets = torch.arange(5 * 49 * 2).reshape(5, 49, 2)
+    whole = replace(whole, targets=(targets, targets[..., 0]))
+    parts = whole.within(2.0)
+    assert [len(part.ids) for part in parts] == [2, 1, 2]
+    assert sum((part.ids for part in parts), ()) == whole.ids
+    for part in parts:
+        assert part.wave_BS.shape[1] == max(part.lengths)
+        for id, wave, length, frames_TD, frames_T in zip(
+            part.ids, part.wave_BS, part.lengths, *part.targets, strict=True
+        ):
+            row = whole.ids.index(id)
+            assert torch.equal(wave[:length], whole.wave_BS[row, :length])
+            assert torch.equal(frames_TD, targets[row, : len(frames_TD)])
+            assert torch.equal(frames_T, targets[row, : len(frames_T), 0])
+            assert len(frames_T) == (max(part.lengths) - 400) // 320 + 1

@@ -169,6 +169,11 @@ class Watch:
         )
         if step.valid:
             console.say(f"step {step.number}: {_valid(step.valid)}")
+        if step.lowered:
+            console.say(
+                f"step {step.number}: out of memory; from here on at most {step.lowered:.0f} s of "
+                "audio in memory at once, the step's audio stays the same"
+            )
         if not step.updated:
             console.say(f"step {step.number}: fp16 overflow, loss scale lowered, step left out")
         if self._bar is not None:
