@@ -4,11 +4,12 @@ It owns no data, no model and no files: it draws batches, back-propagates, updat
 happened. The caller shows, logs, validates, saves or stops.
 """
 
+import ctypes
 import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +25,7 @@ from distilkit.errors import DistilkitError
 from distilkit.objectives import Loss
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # of GPU and CPU
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 MAX_OVERFLOWS = 20  # fp16 steps in a row that may be skipped while the loss scale settles
 
 
@@ -62,9 +64,23 @@ class Room:
 def accelerator(device: str, precision: config.Precision) -> Accelerator:
     """An Accelerator for one device and precision; several processes are torchrun's business."""
     AcceleratorState._reset_state(reset_partial_state=True)
+    if device == "cpu":
+        keep_freed_memory()
     return Accelerator(
         cpu=device == "cpu", mixed_precision="no" if precision == "fp32" else precision
     )
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees, for the next tensor of that size.
+
+    glibc asks the system for every large block and gives it back, and the system clears each anew:
+    of a step on a processor that was a seventh of the time. Other C libraries are left as they are.
+    """
+    with suppress(OSError, AttributeError):
+        glibc = ctypes.CDLL("libc.so.6")
+        glibc.mallopt(M_MMAP_MAX, 0)
+        glibc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def learning_rate(number: int, steps: int, settings: config.Train) -> float:

@@ -1,7 +1,10 @@
 """The loop: gradients do not depend on the split, resuming is exact, numbers must be finite."""
 
 import itertools
+import platform
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -343,3 +346,33 @@ def test_what_is_split_keeps_its_targets() -> None:
             assert torch.equal(frames_TD, targets[row, : len(frames_TD)])
             assert torch.equal(frames_T, targets[row, : len(frames_T), 0])
             assert len(frames_T) == (max(part.lengths) - 400) // 320 + 1
+
+
+FAULTS = """
+import resource, sys
+import torch
+from distilkit import loop
+if sys.argv[1] == "kept":
+    loop.accelerator("cpu", "fp32")
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    torch.ones(20_000_000)
+before = faults()
+for _ in range(5):
+    torch.ones(20_000_000)
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_used_again() -> None:
+    """A page is 4 KiB: five blocks of 80 MB are some 100,000 of them."""
+    counts = {}
+    for how in ("given back", "kept"):
+        done = subprocess.run(
+            [sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True
+        )
+        counts[how] = int(done.stdout)
+    assert counts["kept"] < 1_000
+    assert counts["given back"] > 50_000
