@@ -191,6 +191,7 @@ def train(
                 "run.json": report.json_text(job.facts),
             }
         )
+    accelerator.wait_for_everyone()  # the folder is there
     with training.holding(run, accelerator):
         parts, targets = assemble(job, accelerator, run.folder / codebooks.FILE)
         if decided.stored:

@@ -10,6 +10,7 @@ import typer
 
 from distilkit import __version__
 from distilkit.cli import (
+    bench,
     convert,
     demo,
     distill,
@@ -65,6 +66,7 @@ app.command("tokenizer")(tokenizer.tokenizer)
 app.command("transcribe")(transcribe.transcribe)
 app.command("evaluate")(evaluate.evaluate)
 app.command("lm")(lm.lm)
+app.command("bench")(bench.bench)
 app.command("convert")(convert.convert)
 app.command("inspect")(inspect.inspect)
 app.command("demo")(demo.demo)

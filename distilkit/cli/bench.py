@@ -1,0 +1,138 @@
+"""`distilkit bench`."""
+
+from typing import Annotated, Literal
+
+import typer
+
+from distilkit.cli import options
+
+Precision = Literal["fp32", "bf16", "fp16"]  # as in distilkit.config, whose import would cost time
+
+
+def bench(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Models, the first being what the others are compared with; by default the newest "
+            "run's teacher and student.",
+            show_default=False,
+        ),
+    ] = None,
+    seconds: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=0.03, help="Length of a clip; repeatable. 1, 5, 15, 60.", show_default=False
+        ),
+    ] = None,
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Clips in a batch; repeatable. 1, 8.", show_default=False),
+    ] = None,
+    precision: Annotated[Precision, typer.Option(help="Arithmetic.")] = "fp32",
+    rounds: Annotated[int, typer.Option(min=1, help="How often each is timed.")] = 5,
+    json: options.Json = False,
+) -> None:
+    """Compare models' size, speed and memory on this machine, in turn.
+
+    `distilkit bench tiny runs/my_audio` shows how much faster a student is than its teacher.
+    """
+    from dataclasses import asdict
+
+    from distilkit.cli import console
+    from distilkit.errors import DistilkitError
+    from distilkit.hub import locate
+
+    names = models or _newest()
+    if len(set(names)) < len(names):
+        raise DistilkitError(f"`{names[0]}` is there twice", "distilkit bench TEACHER STUDENT")
+    for name in names:
+        locate(name)  # before the imports that take seconds
+
+    from distilkit import bench as measuring
+    from distilkit import plan, teachers
+    from distilkit.config import Train
+
+    where, why = plan.device(Train())
+    plan.precision(Train(precision=precision), where)  # refuses fp16 on a CPU
+    loaded = {name: teachers.load(name)[0] for name in names}
+    lengths, counts = seconds or [1.0, 5.0, 15.0, 60.0], batch or [1, 8]
+    sizes = [measuring.size(name, encoder) for name, encoder in loaded.items()]
+    console.say(f"{where} ({why}), {precision}, {rounds} rounds")
+    rows = list(
+        console.track(
+            measuring.bench(
+                loaded,
+                seconds=lengths,
+                batches=counts,
+                precision=precision,
+                device=where,
+                rounds=rounds,
+            ),
+            description="timing",
+            total=len(names) * len(lengths) * len(counts),
+        )
+    )
+    if json:
+        console.document(
+            {
+                "device": where,
+                "precision": precision,
+                "rounds": rounds,
+                "models": [asdict(size) for size in sizes],
+                "times": [asdict(row) for row in rows],
+            }
+        )
+        return
+    first = sizes[0]
+    console.show(
+        console.table(
+            "size",
+            ("model", "parameters", "MB in fp32", "G multiply-adds a second", "of the first"),
+            [
+                (
+                    size.model,
+                    f"{size.parameters / 1e6:.2f} M",
+                    f"{size.megabytes:.1f}",
+                    f"{size.macs / 1e9:.3f}",
+                    f"{size.parameters / first.parameters:.0%} of its parameters, "
+                    f"{size.macs / first.macs:.0%} of its multiply-adds",
+                )
+                for size in sizes
+            ],
+        ),
+        to_result=True,
+    )
+    console.show(
+        console.table(
+            "speed",
+            ("model", "clips", "forward", "audio a second", "memory", "times as fast"),
+            [
+                (
+                    row.model,
+                    f"{row.batch} x {row.seconds:g} s",
+                    f"{row.forward * 1000:.1f} ms",
+                    f"{row.real_time:.0f} s",
+                    "" if row.memory is None else f"{row.memory:.0f} MiB",
+                    f"{row.ratio:.2f} ({row.spread[0]:.2f} to {row.spread[1]:.2f})"
+                    if row.model != names[0]
+                    else "1",
+                )
+                for row in rows
+            ],
+        ),
+        to_result=True,
+    )
+
+
+def _newest() -> list[str]:
+    """The teacher and the student of the newest run."""
+    from pathlib import Path
+
+    from distilkit.errors import DistilkitError
+    from distilkit.runs import newest_run
+
+    run = newest_run(Path("runs"), finished=True, kind="distill")
+    told = run.read()["teacher"] if run else None
+    if run is None or told is None:
+        raise DistilkitError("no models given", "distilkit bench tiny runs/my_audio")
+    return [str(told["source"] if Path(told["source"]).exists() else told["name"]), str(run.folder)]
