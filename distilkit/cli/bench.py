@@ -53,7 +53,8 @@ def bench(
     from distilkit.config import Train
 
     where, why = plan.device(Train())
-    plan.precision(Train(precision=precision), where)  # refuses fp16 on a CPU
+    if precision == "fp16" and where == "cpu":
+        raise DistilkitError("`--precision fp16` on a CPU, which has none", "--precision fp32")
     loaded = {name: teachers.load(name)[0] for name in names}
     lengths, counts = seconds or [1.0, 5.0, 15.0, 60.0], batch or [1, 8]
     sizes = [measuring.size(name, encoder) for name, encoder in loaded.items()]
