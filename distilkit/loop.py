@@ -230,10 +230,15 @@ def _accumulate(
             for name, value in {"loss": loss.total.detach(), **loss.parts}.items():
                 sums[name] = sums[name] + value if name in sums else value
     except RuntimeError as error:  # torch.OutOfMemoryError is one
-        if not any(word in str(error).lower() for word in OUT_OF_MEMORY):
+        if not out_of_memory(error):
             raise
         return None
     return sums
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether that is what an error says, of a GPU or a CPU."""
+    return any(word in str(error).lower() for word in OUT_OF_MEMORY)
 
 
 def _lower(room: Room, micro: Sequence[Batch], number: int, accelerator: Accelerator) -> None:

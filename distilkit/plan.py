@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from distilkit.errors import DistilkitError
 MEMORY_SHARE = 0.5  # of what is free, for the activations of one micro-batch
 CPU_MICRO_SECONDS = 64.0  # more at once is no faster on a processor
 CHECKPOINTING_BELOW = 4  # windows in memory at once below which recomputing pays
+LEAST_GAIN = 0.03  # in time, for which twice as much is kept in memory
+IN_MEMORY, CHECKPOINTING = "in memory at once", "gradient checkpointing"
 LEAST_PASSES = 2.0  # over the audio from which on targets are kept
 DISK_SHARE = 0.5  # of what is free on the disk, for targets
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -124,11 +126,25 @@ def steps(settings: config.Train, steps_per_pass: int, train_seconds: float) -> 
     return chosen, reason
 
 
-def memory(where: str) -> int:
-    """Bytes that are free where the training runs."""
+def memory(where: str, settings: config.Train | None = None) -> int:
+    """Bytes that may be taken where the training runs: what is free, or less where so much is asked for.
+
+    Raises:
+        DistilkitError: more is asked for than there is.
+    """
     if where == "cuda":
-        return int(torch.cuda.mem_get_info()[0])
-    return int(psutil.virtual_memory().available)
+        free, there = torch.cuda.mem_get_info()
+    else:
+        machine = psutil.virtual_memory()
+        free, there = machine.available, machine.total
+    if settings is None or settings.memory_gib == "auto":
+        return int(free)
+    if settings.memory_gib * 2**30 > there:
+        raise DistilkitError(
+            f"`train.memory_gib` {settings.memory_gib:g} is more than the {gib(there)} that there are",
+            "leave it out: what is free is taken",
+        )
+    return int(min(free, settings.memory_gib * 2**30))
 
 
 def bytes_per_second(shape: HubertConfig, arithmetic: config.Precision) -> float:
@@ -162,12 +178,13 @@ def micro_seconds(
     """How much audio is in memory at once, whether activations are recomputed, and why."""
     each = bytes_per_second(student.model.config, arithmetic)
     each += bytes_passing((teacher or student).model.config, arithmetic)
-    fits = MEMORY_SHARE * memory(where) / each
+    room = memory(where, settings.train)
+    fits = MEMORY_SHARE * room / each
     recompute = settings.train.gradient_checkpointing
     reason = "asked for"
     if recompute == "auto":
         recompute = fits < CHECKPOINTING_BELOW * longest
-        reason = f"{fits:.0f} s of audio fit in half of the free {memory(where) / 2**30:.1f} GiB"
+        reason = f"{fits:.0f} s of audio fit in half of {gib(room)}"
     asked, why = settings.batches.micro_seconds, "asked for"
     if asked != "auto":
         chosen = asked
@@ -179,11 +196,95 @@ def micro_seconds(
         chosen,
         recompute,
         (
-            Choice(name="in memory at once", value=f"{chosen:.0f} s of audio", reason=why),
-            Choice(
-                name="gradient checkpointing", value="on" if recompute else "off", reason=reason
-            ),
+            Choice(name=IN_MEMORY, value=f"{chosen:.0f} s of audio", reason=why),
+            Choice(name=CHECKPOINTING, value="on" if recompute else "off", reason=reason),
         ),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What a micro-batch took."""
+
+    seconds: float  # for each second of audio
+    peak: int  # bytes, all that the process holds counted
+
+
+def widest(
+    trial: Callable[[int, bool], Trial | None],
+    recompute: Sequence[bool],
+    most: int,
+    room: int,
+) -> tuple[int, bool, Trial, str] | None:
+    """How many of the longest clips in memory at once are fastest, recomputed or not, and why.
+
+    Twice as many are tried until they no longer fit or are no faster; None where not even one fits.
+
+    Args:
+        trial: takes a micro-batch of so many clips, recomputing activations or not; None where memory
+            runs out.
+        recompute: which of both may be tried.
+        most: clips beyond which an optimizer step is full.
+        room: bytes that may be taken.
+    """
+    best: tuple[int, bool, Trial, str] | None = None
+    for again in recompute:
+        count, why = 1, ""
+        own: tuple[int, Trial] | None = None
+        while True:
+            found = trial(count, again)
+            if found is None or found.peak > room:
+                why = f"{count} at once do not fit into {gib(room)}"
+                break
+            if own is not None and found.seconds > (1 - LEAST_GAIN) * own[1].seconds:
+                why = f"{count} at once are no faster"
+                break
+            own = count, found
+            if count >= most:
+                why = "that is a whole step"
+                break
+            count = min(2 * count, most)
+        if own is not None and (best is None or own[1].seconds < best[2].seconds):
+            best = own[0], again, own[1], why
+    return best
+
+
+def measured(
+    decided: Plan, found: tuple[int, bool, Trial, str] | None, longest: float, room: int
+) -> Plan:
+    """A plan with what was measured in place of what was estimated.
+
+    Args:
+        decided: the plan.
+        found: from `widest`.
+        longest: seconds of the longest clip.
+        room: bytes that may be taken.
+
+    Raises:
+        DistilkitError: not even one clip fits.
+    """
+    if found is None:
+        raise DistilkitError(
+            f"one clip of {longest:.1f} s does not fit into {gib(room)}",
+            "a shorter --set data.window_seconds, or a smaller teacher",
+        )
+    count, recompute, trial, why = found
+    choices = {choice.name: choice for choice in decided.choices}
+    choices[IN_MEMORY] = Choice(
+        name=IN_MEMORY,
+        value=f"{count * longest:.0f} s of audio",
+        reason=f"measured: {gib(trial.peak)} of {gib(room)}; {why}",
+    )
+    choices[CHECKPOINTING] = Choice(
+        name=CHECKPOINTING,
+        value="on" if recompute else "off",
+        reason=f"measured: {1 / trial.seconds:.0f} s of audio a second",
+    )
+    return replace(
+        decided,
+        micro_seconds=count * longest,
+        gradient_checkpointing=recompute,
+        choices=tuple(choices.values()),
     )
 
 

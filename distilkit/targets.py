@@ -34,11 +34,12 @@ class LiveTargets:
     ) -> None:
         self.layers = tuple(layers)
         self.teacher = truncated(teacher, max(1, *layers))  # layer 0 is what the first one takes
-        self.teacher.model.to(device).eval().requires_grad_(False)
-        self._autocast = autocast or nullcontext()
+        self.teacher.model.eval().requires_grad_(False)
+        self._device, self._autocast = device, autocast or nullcontext()
 
     def __call__(self, wave_BS: Tensor, lengths: Sequence[int]) -> list[Tensor]:
         """Hidden states of the chosen layers, one (B, T, D) each, without gradient."""
+        self.teacher.model.to(self._device)  # not before it is needed there
         with torch.no_grad(), self._autocast:
             return encode(self.teacher, wave_BS, lengths, self.layers)
 

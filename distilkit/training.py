@@ -4,12 +4,15 @@ What `distill` and `finetune-ctc` share: the caller brings the module, the loss 
 """
 
 import math
+import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+import torch
 from accelerate import Accelerator
 from lhotse import MonoCut
 from torch import nn
@@ -197,6 +200,73 @@ def steps(
         if ended:
             break
     return accelerator.unwrap_model(module)  # type: ignore[no-any-return]
+
+
+def settle(
+    recipe: config.Recipe | config.CtcRecipe,
+    decided: plan.Plan,
+    parts: Callable[[bool], Parts],
+    accelerator: Accelerator,
+    train: Sequence[MonoCut],
+    longest: float,
+) -> plan.Plan:
+    """Find out on a GPU how much audio in memory at once is fastest and fits; keep nothing of it.
+
+    What the recipe asks for stays as it is. Elsewhere the estimate has to do.
+
+    Args:
+        recipe: of the run.
+        decided: what was estimated.
+        parts: makes what is trained, recomputing activations or not.
+        accelerator: where.
+        train: what to train on; its longest windows are tried.
+        longest: seconds of the longest clip that may be in memory.
+
+    Raises:
+        DistilkitError: not even one clip fits.
+    """
+    asked = recipe.train.gradient_checkpointing
+    if decided.device != "cuda" or recipe.batches.micro_seconds != "auto":
+        return decided
+    room = plan.memory(decided.device, recipe.train)
+    ordered = sorted(train, key=lambda cut: -cut.num_samples)
+    most = min(len(ordered), math.ceil(recipe.batches.seconds / longest))
+
+    def trial(count: int, recompute: bool) -> plan.Trial | None:
+        return attempt(parts(recompute), accelerator, ordered[:count])
+
+    options = (False, True) if asked == "auto" else (asked,)
+    return plan.measured(decided, plan.widest(trial, options, most, room), longest, room)
+
+
+def attempt(made: Parts, accelerator: Accelerator, cuts: Sequence[MonoCut]) -> plan.Trial | None:
+    """Take a micro-batch twice and say what the second time took; None where memory runs out.
+
+    Nothing is learned: the learning rate is 0.
+    """
+    module = made.module.to(accelerator.device).train()
+    for group in made.optimizer.param_groups:
+        group["lr"] = 0.0
+    batch, began = batches.load(cuts, made.beside), 0.0
+    cuda = accelerator.device.type == "cuda"
+    try:
+        for _ in range(2):
+            if cuda:
+                torch.cuda.synchronize()
+                torch.cuda.reset_peak_memory_stats()
+            began = time.perf_counter()
+            with accelerator.autocast():
+                loss = made.loss_of(module, batch)
+            loss.total.backward()  # type: ignore[no-untyped-call]
+            made.optimizer.step()
+            made.optimizer.zero_grad()
+            float(loss.total.detach())  # waits for all of it
+    except RuntimeError as error:
+        if not loop.out_of_memory(error):
+            raise
+        return None
+    peak = torch.cuda.max_memory_reserved() if cuda else psutil.Process().memory_info().rss
+    return plan.Trial(seconds=(time.perf_counter() - began) / batch.seconds, peak=int(peak))
 
 
 def measure(

@@ -16,6 +16,7 @@ from transformers import AutoFeatureExtractor, AutoModel
 
 from distilkit import codebooks, config, loop, teachers, units
 from distilkit import distill as distillation
+from distilkit.assembly import Distiller
 from distilkit.batches import Batch
 from distilkit.distill import distill, prepare, train
 from distilkit.encoder import Encoder, exact, fingerprint
@@ -85,7 +86,7 @@ def test_the_last_step_is_validated(speech: Path, teacher_folder: Path, tmp_path
 def test_what_is_assembled_follows_the_recipe(
     speech: Path, teacher_folder: Path, tmp_path: Path
 ) -> None:
-    def assembled(*changes: str) -> distillation.Distiller:
+    def assembled(*changes: str) -> Distiller:
         job = prepare([speech], teacher=str(teacher_folder), out=tmp_path, recipe=quick(*changes))
         parts, _ = distillation.assemble(job, loop.accelerator("cpu", "fp32"))
         return parts.module
@@ -116,7 +117,7 @@ def test_the_teacher_is_never_in_fp16(precision: config.Precision, low: bool) ->
     """Also inside the student's autocast; the norms of large teachers leave fp16's range."""
     accelerator = loop.accelerator("cpu", "fp32")
     with torch.autocast("cpu", torch.float16):
-        with distillation._teacher_precision(accelerator, precision):
+        with distillation.parts.teacher_precision(accelerator, precision):
             assert torch.is_autocast_enabled("cpu") is low
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is (
                 torch.bfloat16 if low else torch.float32

@@ -1,5 +1,6 @@
 """The course of a training run on the terminal: its plan, its steps, how it ends."""
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,6 +27,23 @@ class Job(Protocol):
     @property
     def facts(self) -> dict[str, Any]:
         """What run.json says."""
+
+
+UNITS = {"": 1.0, "mb": 2.0**-10, "mib": 2.0**-10, "gb": 1.0, "gib": 1.0, "tb": 2.0**10}  # GiB
+
+
+def gib(text: str) -> float:
+    """`6GB`, `800 MiB` or `6` as GiB; a card that is sold as 6 GB has 6 GiB.
+
+    Raises:
+        DistilkitError: it is none of these.
+    """
+    from distilkit.errors import DistilkitError
+
+    found = re.fullmatch(r"([0-9]*\.?[0-9]+) *([a-z]*)", text.strip().lower())
+    if not found or found[2] not in UNITS or not float(found[1]):
+        raise DistilkitError(f"`--memory {text}` is no amount of memory", "--memory 6GB")
+    return float(found[1]) * UNITS[found[2]]
 
 
 def show_plan(job: Job, measured: "Measured", disk: int, json: bool) -> None:

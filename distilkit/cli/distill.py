@@ -8,7 +8,7 @@ import typer
 from distilkit.cli import options
 
 if TYPE_CHECKING:
-    from distilkit.distill import Job
+    from distilkit.distill.job import Job
 
 # The same as in distilkit.hub and distilkit.distill, whose import would cost `--help` its speed.
 DEFAULT_TEACHER = "facebook/hubert-base-ls960"
@@ -39,6 +39,7 @@ def distill(
     resume: options.Resume = False,
     plan: options.Plan = False,
     seed: options.Seed = None,
+    memory: options.Memory = None,
     json: options.Json = False,
 ) -> None:
     """Distil a student of a HuBERT teacher from your own recordings.
@@ -56,6 +57,7 @@ def distill(
     changes = list(set or [])
     changes += [f"train.steps={steps}"] if steps is not None else []
     changes += [f"train.seed={seed}"] if seed is not None else []
+    changes += [f"train.memory_gib={course.gib(memory)}"] if memory else []
     there = resume and resumable(out, "distill")
     if there:
         given = [f"--student {student}"] if student else []

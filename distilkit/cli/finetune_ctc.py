@@ -53,12 +53,14 @@ def finetune_ctc(
     resume: options.Resume = False,
     plan: options.Plan = False,
     seed: options.Seed = None,
+    memory: options.Memory = None,
     json: options.Json = False,
 ) -> None:
     """Fine-tune a student, or any HuBERT, to write down what is said.
 
     `distilkit finetune-ctc ./my_speech --tokenizer ./my_tokens` writes `runs/my_speech-ctc/model`.
     """
+    from distilkit.cli import course
     from distilkit.errors import DistilkitError
 
     hint = "distilkit finetune-ctc ./my_speech --tokenizer ./my_tokens"
@@ -70,6 +72,7 @@ def finetune_ctc(
     changes = list(set or [])
     changes += [f"train.steps={steps}"] if steps is not None else []
     changes += [f"train.seed={seed}"] if seed is not None else []
+    changes += [f"train.memory_gib={course.gib(memory)}"] if memory else []
     changes += [f"data.text_column={text_column}"] if text_column else []
     changes += [f"lora.rank={rank or 16}"] if lora else []
     job = _prepared(data or [], tokenizer, model, out, recipe, changes, merge, resume)

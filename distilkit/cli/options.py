@@ -57,6 +57,15 @@ Resume = Annotated[
     bool,
     typer.Option("--resume", help="Go on with the run in --out, else the newest in `runs`."),
 ]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        "--vram",
+        help="The most memory to take, of the GPU or, without one, of the machine: `6GB`.",
+        show_default=False,
+    ),
+]
 Plan = Annotated[
     bool,
     typer.Option("--plan", help="Print what would happen, measured on a few steps, and stop."),

@@ -122,6 +122,13 @@ class Train(Section):
         bool | Auto, Field(description="Recompute activations in the backward pass to save memory.")
     ] = "auto"
     device: Annotated[Device | Auto, Field(description="Where to train.")] = "auto"
+    memory_gib: Annotated[
+        Annotated[float, Field(gt=0.0)] | Auto,
+        Field(
+            description="GiB; the most memory to take, of the GPU or, on a CPU, of the machine; `auto` is "
+            "what is free."
+        ),
+    ] = "auto"
     validate_every: Annotated[
         int,
         Field(ge=1, description="Optimizer steps between validations; the last step always is."),

@@ -156,7 +156,7 @@ def prepare(
         "plan": asdict(decided),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
-    return Job(
+    job = Job(
         run=run,
         recipe=settings,
         checkpoint=checkpoint,
@@ -168,6 +168,21 @@ def prepare(
         facts=facts,
         collection=collection,
     )
+    return _settled(job, longest)
+
+
+def _settled(job: Job, longest: float) -> Job:
+    """The job with what fits into memory measured, where that can be done."""
+    if job.plan.device != "cuda":
+        return job
+    accelerator = loop.accelerator(job.plan.device, job.plan.precision)
+
+    def likely(recompute: bool) -> training.Parts:
+        tried = replace(job.plan, gradient_checkpointing=recompute)
+        return parts(replace(job, plan=tried), accelerator)
+
+    decided = training.settle(job.recipe, job.plan, likely, accelerator, job.train, longest)
+    return replace(job, plan=decided, facts=job.facts | {"plan": asdict(decided)})
 
 
 def fitting(

@@ -4,21 +4,14 @@
 steps; `distill` is both in one call.
 """
 
-import hashlib
 import importlib.metadata
 import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-
-import torch
-from accelerate import Accelerator
-from lhotse import MonoCut
-from torch import Tensor
 
 from distilkit import (
     __version__,
@@ -36,35 +29,20 @@ from distilkit import (
 )
 from distilkit.assembly import Distiller, Existing
 from distilkit.audio import frames
+from distilkit.distill import keeping
+from distilkit.distill.job import Job
+from distilkit.distill.parts import assemble, likely
 from distilkit.encoder import Encoder, fingerprint
 from distilkit.errors import DistilkitError
 from distilkit.hub import DEFAULT_TEACHER
 from distilkit.noise import recordings
 from distilkit.runs import Run, discard, replacing
-from distilkit.targets import Targets, live_units
 from distilkit.teachers import Checkpoint
 
 DEFAULT_RECIPE = "personal"
 NO_TEACHER = "none"
-TARGETS = "targets"  # in a run folder
+
 PACKAGES = ("torch", "transformers", "accelerate", "lhotse", "soundfile", "soxr", "numpy")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """A distillation that is ready to run."""
-
-    run: Run
-    recipe: config.Recipe
-    teacher: Encoder | None  # None where none is needed: units of MFCC, or all targets are stored
-    checkpoint: Checkpoint | None
-    existing: Existing | None  # a student to go on with
-    train: list[MonoCut]
-    valid: list[MonoCut]
-    plan: plan.Plan
-    resumed: bool
-    facts: dict[str, Any]  # what run.json says
-    collection: data.Collection | None  # None when resumed
 
 
 def prepare(
@@ -116,13 +94,13 @@ def prepare(
         settings, distiller.student, encoder, collection.train, settings.data.window_seconds
     )
     kept_in = Path(settings.targets.folder) if settings.targets.folder else run.folder
-    widths = _widths(settings.objective, encoder.width if encoder else 0)
+    wide = keeping.widths(settings.objective, encoder.width if encoder else 0)
     count = sum(frames(cut.num_samples) for cut in [*collection.train, *collection.valid])
     form, size, choice = plan.stored(
         settings.targets,
         decided.steps,
         decided.steps_per_pass,
-        lambda form: count * stored.bytes_per_frame(form, widths),
+        lambda form: count * stored.bytes_per_frame(form, wide),
         kept_in,
     )
     choices = (*decided.choices, choice)
@@ -147,7 +125,7 @@ def prepare(
         "plan": asdict(decided),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
-    return Job(
+    job = Job(
         run=run,
         recipe=settings,
         teacher=encoder,
@@ -160,6 +138,23 @@ def prepare(
         facts=facts,
         collection=collection,
     )
+    return _settled(job)
+
+
+def _settled(job: Job) -> Job:
+    """The job with what fits into memory measured, where that can be done."""
+    if job.plan.device != "cuda":
+        return job
+    accelerator = loop.accelerator(job.plan.device, job.plan.precision)
+    decided = training.settle(
+        job.recipe,
+        job.plan,
+        lambda recompute: likely(job, accelerator, recompute),
+        accelerator,
+        job.train,
+        job.recipe.data.window_seconds,
+    )
+    return replace(job, plan=decided, facts=job.facts | {"plan": asdict(decided)})
 
 
 def train(
@@ -193,19 +188,19 @@ def train(
         )
     accelerator.wait_for_everyone()  # the folder is there
     with training.holding(run, accelerator):
-        parts, targets = assemble(job, accelerator, run.folder / codebooks.FILE)
+        made, targets = assemble(job, accelerator, run.folder / codebooks.FILE)
         if decided.stored:
-            store = _fill(job, accelerator, targets, stop, track)
+            store = keeping.filled(job, accelerator, targets, stop, track)
             if store is None:
                 return
-            parts = replace(parts, beside=store.read)
+            made = replace(made, beside=store.read)
             if job.teacher is not None:
                 job.teacher.model.to("meta")  # all it had to say is on the disk
         done = yield from training.steps(
             run,
             recipe,
             decided,
-            parts,
+            made,
             accelerator,
             train=job.train,
             valid=job.valid,
@@ -229,136 +224,33 @@ def distill(audio: Sequence[str | Path], **options: Any) -> Path:
     return job.run.folder / "student"
 
 
-def assemble(
-    job: Job, accelerator: Accelerator, keep: Path | None = None
-) -> tuple[training.Parts, Targets]:
-    """What is trained, the loss of a micro-batch, and what computes the targets.
-
-    Args:
-        job: from `prepare`.
-        accelerator: where it is to run.
-        keep: where the run's codebook lies, or is written once it is found.
-    """
-    recipe = job.recipe
-    loop.seed_step(recipe.train.seed, 0)
-    distiller, _ = assembly.build(job.teacher, recipe, job.existing)
-    if job.plan.gradient_checkpointing:
-        distiller.model.activation_checkpointing_enable()
-    if accelerator.device.type == "cpu" and job.plan.precision == "bf16":
-        distiller.model.set_attn_implementation("eager")  # the fused one goes back slowly there
-    targets: Targets = _all_stored
-    if job.teacher is not None or recipe.objective.features == "mfcc":
-        arithmetic = _teacher_precision(accelerator, job.plan.precision)
-        targets = assembly.features(job.teacher, recipe.objective, accelerator.device, arithmetic)
-        if recipe.objective.name == "units":
-            targets = live_units(targets, _codebook(job, accelerator, targets, keep))
-    noises = recordings(recipe.noise.folder) if recipe.noise.probability else lambda _: None
-    loss_of = assembly.loss_function(recipe, targets, noises, accelerator.device)
-    optimizer = loop.optimizer(distiller, recipe.train)
-    return training.Parts(module=distiller, optimizer=optimizer, loss_of=loss_of), targets
-
-
-def _all_stored(wave_BS: Tensor, lengths: Sequence[int]) -> list[Tensor]:
-    raise AssertionError("no teacher is loaded where all its targets are stored")
-
-
 def measure(job: Job, steps: int = 3) -> plan.Measured:
     """Take a few real steps of a job, keep nothing of them, and say what all of them would take.
 
     The first step warms up and does not count.
     """
     accelerator = loop.accelerator(job.plan.device, job.plan.precision)
-    parts, targets = assemble(job, accelerator)
+    made, targets = assemble(job, accelerator)
     if not job.plan.stored:
-        return training.measure(job.recipe, job.plan, parts, accelerator, job.train, steps)
+        return training.measure(job.recipe, job.plan, made, accelerator, job.train, steps)
     schedule = plan.schedule(job.recipe, job.train, job.plan.micro_seconds)
     groups = [group for number in range(1, steps + 1) for group in schedule.step(number)]
     used = [job.train[index] for group in groups for index in group]
     left = sum(cut.duration for cut in [*job.train, *job.valid])
     with tempfile.TemporaryDirectory() as folder:
-        store = stored.Store(Path(folder), _kept(job))
+        store = stored.Store(Path(folder), keeping.kept(job))
         seconds = 0.0
         if job.teacher is None and job.recipe.objective.features == "layers":
-            store = stored.Store(_store_folder(job), _kept(job))
+            store = stored.Store(keeping.place(job), keeping.kept(job))
         else:
             began = time.perf_counter()
             for _ in stored.fill(store, used, targets, job.plan.micro_seconds, accelerator.device):
                 pass
             taken = time.perf_counter() - began
             seconds = taken / sum(cut.duration for cut in used) * left
-        parts = replace(parts, beside=store.read)
-        found = training.measure(job.recipe, job.plan, parts, accelerator, job.train, steps)
+        made = replace(made, beside=store.read)
+        found = training.measure(job.recipe, job.plan, made, accelerator, job.train, steps)
     return replace(found, target_seconds=seconds)
-
-
-def _kept(job: Job) -> stored.Kept:
-    """What the run's store holds."""
-    objective, told = job.recipe.objective, job.facts["teacher"]
-    units = objective.name == "units"
-    assert job.plan.stored is not None
-    codebook = Path(objective.codebook or job.run.folder / codebooks.FILE)
-    digest = ""
-    if units and codebook.is_file():
-        digest = hashlib.sha1(codebook.read_bytes(), usedforsecurity=False).hexdigest()
-    return stored.Kept(
-        model=told["fingerprint"] if told else "",
-        layers=tuple(assembly.target_layers(objective)),
-        normalise=objective.normalise,
-        codebook=digest,
-        arithmetic="bf16" if job.plan.precision == "bf16" else "fp32",
-        form=job.plan.stored,
-        widths=_widths(objective, told["width"] if told else 0),
-    )
-
-
-def _widths(objective: config.Objective, teacher_width: int) -> tuple[int, ...]:
-    """The width of each target; 0 for units."""
-    count = 1 if objective.features == "mfcc" else len(objective.layers)
-    return (0 if objective.name == "units" else teacher_width,) * count
-
-
-def _store_folder(job: Job) -> Path:
-    """Where the run's targets are kept: in its folder, or where the recipe says."""
-    chosen = job.recipe.targets.folder
-    return Path(chosen) / _kept(job).name if chosen else job.run.folder / TARGETS
-
-
-def _left_to_store(job: Job) -> int:
-    """Bytes of targets that are still to be written."""
-    if not job.plan.stored:
-        return 0
-    windows = [*job.train, *job.valid]
-    place = _store_folder(job)
-    if (place / "store.json").is_file():
-        windows = stored.Store(place, _kept(job)).missing(windows)
-    return sum(frames(cut.num_samples) for cut in windows) * _kept(job).bytes_per_frame
-
-
-def _fill(
-    job: Job,
-    accelerator: Accelerator,
-    targets: Targets,
-    stop: Callable[[], bool],
-    track: data.Tracker,
-) -> stored.Store | None:
-    """The run's store with all targets in it; None when stopped before."""
-    windows = [*job.train, *job.valid]
-    store = stored.Store(_store_folder(job), _kept(job))
-    filling = stored.fill(
-        store,
-        windows,
-        targets,
-        job.plan.micro_seconds,
-        accelerator.device,
-        (accelerator.process_index, accelerator.num_processes),
-    )
-    missing = len(store.missing(windows)) // accelerator.num_processes
-    for _ in track(filling, description="the teacher's targets", total=missing):
-        if stop():
-            return None
-    accelerator.wait_for_everyone()
-    store.refresh()
-    return store
 
 
 def disk_bytes(job: Job) -> int:
@@ -366,7 +258,7 @@ def disk_bytes(job: Job) -> int:
     distiller, _ = assembly.build(job.teacher, job.recipe, job.existing)
     size = students.parameters(distiller.student.model)
     trained = size + sum(p.numel() for p in distiller.heads.parameters())
-    return plan.disk(size, trained) + _left_to_store(job)
+    return plan.disk(size, trained) + keeping.missing_bytes(job)
 
 
 def _facts(
@@ -407,30 +299,6 @@ def finds_units(job: Job) -> bool:
     return objective.name == "units" and not objective.codebook and not found
 
 
-def _codebook(
-    job: Job, accelerator: Accelerator, seen: Targets, keep: Path | None
-) -> codebooks.Codebook:
-    """The units of a run, kept beside it."""
-    if keep is not None and keep.is_file():
-        return codebooks.load(keep)
-    told = job.facts["teacher"]
-    found = assembly.codebook(
-        job.recipe,
-        seen,
-        job.train,
-        job.plan.micro_seconds,
-        accelerator.device,
-        told["fingerprint"] if told else "",
-    )
-    if keep is None:
-        return found
-    if accelerator.is_main_process:
-        with replacing(keep) as beside:
-            codebooks.save(found, beside)
-    accelerator.wait_for_everyone()
-    return codebooks.load(keep)
-
-
 def _reopen(run: Run, audio: Sequence[str | Path]) -> Job:
     facts = run.read()
     training.check_kind(run, "distill")
@@ -458,7 +326,7 @@ def _reopen(run: Run, audio: Sequence[str | Path]) -> Job:
         collection=None,
     )
     told, began = facts["teacher"], facts["student"]
-    unneeded = bool(run.done and job.plan.stored and _left_to_store(job) == 0)
+    unneeded = bool(run.done and job.plan.stored and keeping.missing_bytes(job) == 0)
     teacher, checkpoint = (None, None) if told is None or unneeded else _same_teacher(job)
     existing = None
     if began["from"] is not None or unneeded:  # the student's weights are in the checkpoint
@@ -480,14 +348,6 @@ def _same_teacher(job: Job) -> tuple[Encoder, Checkpoint]:
     return teacher, checkpoint
 
 
-def _teacher_precision(
-    accelerator: Accelerator, arithmetic: config.Precision
-) -> AbstractContextManager[object]:
-    """bf16 for the teacher where the student has it; never fp16, whose range large norms leave."""
-    enabled = arithmetic == "bf16"
-    return torch.autocast(accelerator.device.type, torch.bfloat16, enabled=enabled)
-
-
 def _finish(job: Job, distiller: Distiller) -> None:
     from safetensors.torch import save
 
@@ -507,4 +367,4 @@ def _finish(job: Job, distiller: Distiller) -> None:
     )
     with replacing(job.run.folder / "student") as beside:
         students.save(distiller.student, beside, card)
-    discard(job.run.folder / TARGETS)
+    discard(job.run.folder / keeping.FOLDER)

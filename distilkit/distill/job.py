@@ -1,0 +1,29 @@
+"""A distillation that is ready to run."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from lhotse import MonoCut
+
+from distilkit import config, data, plan
+from distilkit.assembly import Existing
+from distilkit.encoder import Encoder
+from distilkit.runs import Run
+from distilkit.teachers import Checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A distillation that is ready to run."""
+
+    run: Run
+    recipe: config.Recipe
+    teacher: Encoder | None  # None where none is needed: units of MFCC, or all targets are stored
+    checkpoint: Checkpoint | None
+    existing: Existing | None  # a student to go on with
+    train: list[MonoCut]
+    valid: list[MonoCut]
+    plan: plan.Plan
+    resumed: bool
+    facts: dict[str, Any]  # what run.json says
+    collection: data.Collection | None  # None when resumed

@@ -1,0 +1,120 @@
+"""The parts of a distillation: what is trained, the loss, and what computes the targets."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from distilkit import assembly, codebooks, config, loop, training
+from distilkit.audio import frames
+from distilkit.distill.job import Job
+from distilkit.distill.keeping import widths
+from distilkit.noise import recordings
+from distilkit.runs import replacing
+from distilkit.targets import Targets, live_units
+
+
+def assemble(
+    job: Job,
+    accelerator: Accelerator,
+    keep: Path | None = None,
+    targets: Targets | None = None,
+) -> tuple[training.Parts, Targets]:
+    """What is trained, the loss of a micro-batch, and what computes the targets.
+
+    Args:
+        job: from `prepare`.
+        accelerator: where it is to run.
+        keep: where the run's codebook lies, or is written once it is found.
+        targets: what computes the targets; what the recipe says when None.
+    """
+    recipe = job.recipe
+    loop.seed_step(recipe.train.seed, 0)
+    distiller, _ = assembly.build(job.teacher, recipe, job.existing)
+    if job.plan.gradient_checkpointing:
+        distiller.model.activation_checkpointing_enable()
+    if accelerator.device.type == "cpu" and job.plan.precision == "bf16":
+        distiller.model.set_attn_implementation("eager")  # the fused one goes back slowly there
+    targets = targets or targets_of(job, accelerator, keep)
+    noises = recordings(recipe.noise.folder) if recipe.noise.probability else lambda _: None
+    loss_of = assembly.loss_function(recipe, targets, noises, accelerator.device)
+    optimizer = loop.optimizer(distiller, recipe.train)
+    return training.Parts(module=distiller, optimizer=optimizer, loss_of=loss_of), targets
+
+
+def targets_of(job: Job, accelerator: Accelerator, keep: Path | None) -> Targets:
+    """What computes what the recipe predicts."""
+    objective = job.recipe.objective
+    if job.teacher is None and objective.features == "layers":
+        return _all_stored
+    arithmetic = teacher_precision(accelerator, job.plan.precision)
+    seen = assembly.features(job.teacher, objective, accelerator.device, arithmetic)
+    if objective.name == "units":
+        return live_units(seen, found_codebook(job, accelerator, seen, keep))
+    return seen
+
+
+def likely(job: Job, accelerator: Accelerator, recompute: bool) -> training.Parts:
+    """The parts of a run whose targets mean nothing, and cost what they will: to try what fits."""
+    tried = replace(job, plan=replace(job.plan, gradient_checkpointing=recompute))
+    objective, told = job.recipe.objective, job.facts["teacher"]
+    wide = widths(objective, told["width"] if told else 0)
+
+    def nothing(wave_S: Tensor) -> list[Tensor]:
+        shape = (*wave_S.shape[:-1], frames(wave_S.shape[-1]))
+        return [
+            torch.zeros(*shape, width) if width else torch.zeros(shape, dtype=torch.long)
+            for width in wide
+        ]
+
+    if job.plan.stored:
+        made, _ = assemble(tried, accelerator, targets=_all_stored)
+        return replace(made, beside=lambda cut, wave_S: nothing(wave_S))
+    arithmetic = teacher_precision(accelerator, job.plan.precision)
+    seen = assembly.features(job.teacher, objective, accelerator.device, arithmetic)
+
+    def units(wave_BS: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+        seen(wave_BS, lengths)
+        return [target.to(wave_BS.device) for target in nothing(wave_BS)]
+
+    return assemble(tried, accelerator, targets=units if objective.name == "units" else seen)[0]
+
+
+def _all_stored(wave_BS: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+    raise AssertionError("no teacher is loaded where all its targets are stored")
+
+
+def found_codebook(
+    job: Job, accelerator: Accelerator, seen: Targets, keep: Path | None
+) -> codebooks.Codebook:
+    """The units of a run, kept beside it."""
+    if keep is not None and keep.is_file():
+        return codebooks.load(keep)
+    told = job.facts["teacher"]
+    found = assembly.codebook(
+        job.recipe,
+        seen,
+        job.train,
+        job.plan.micro_seconds,
+        accelerator.device,
+        told["fingerprint"] if told else "",
+    )
+    if keep is None:
+        return found
+    if accelerator.is_main_process:
+        with replacing(keep) as beside:
+            codebooks.save(found, beside)
+    accelerator.wait_for_everyone()
+    return codebooks.load(keep)
+
+
+def teacher_precision(
+    accelerator: Accelerator, arithmetic: config.Precision
+) -> AbstractContextManager[object]:
+    """bf16 for the teacher where the student has it; never fp16, whose range large norms leave."""
+    enabled = arithmetic == "bf16"
+    return torch.autocast(accelerator.device.type, torch.bfloat16, enabled=enabled)

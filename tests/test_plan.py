@@ -1,0 +1,204 @@
+"""What fits: tried in turn, and the fastest taken."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Run, quick
+
+from distilkit import distill, loop, plan, training
+from distilkit.cli import course
+from distilkit.errors import DistilkitError
+from distilkit.plan import Trial
+
+GIB = 2**30
+
+
+class Card:
+    """A GPU of so many GiB: kept or recomputed, a clip takes so much time and memory."""
+
+    def __init__(self, room: float, *, kept: float = 2.0, recomputed: float = 0.5) -> None:
+        self.room, self.each = room, {False: kept, True: recomputed}
+        self.tried: list[tuple[int, bool]] = []
+
+    def __call__(self, count: int, recompute: bool) -> Trial | None:
+        self.tried.append((count, recompute))
+        peak = 1.0 + count * self.each[recompute]
+        if peak > 1.5 * self.room:
+            return None
+        # a launch costs as much as half a clip; recomputing a quarter more
+        return Trial(seconds=(1 + 0.5 / count) * (1.25 if recompute else 1), peak=int(peak * GIB))
+
+
+@pytest.mark.parametrize(
+    ("room", "count", "recompute", "why"),
+    [
+        (100.0, 8, False, "16 at once are no faster"),
+        (10.0, 4, False, "8 at once do not fit into 10.00 GiB"),
+        (4.0, 4, True, "8 at once do not fit into 4.00 GiB"),
+        (1.6, 1, True, "2 at once do not fit"),
+    ],
+)
+def test_the_fastest_that_fits(room: float, count: int, recompute: bool, why: str) -> None:
+    card = Card(room)
+    found = plan.widest(card, (False, True), 100, int(room * GIB))
+    assert found is not None
+    assert found[:2] == (count, recompute)
+    assert why in found[3]
+    assert found[2].peak <= room * GIB
+
+
+def test_what_is_asked_for_is_not_tried_otherwise() -> None:
+    card = Card(10.0)
+    assert plan.widest(card, (True,), 100, 10 * GIB)
+    assert all(recompute for _, recompute in card.tried)
+
+
+def test_no_more_than_a_step() -> None:
+    card = Card(1000.0)
+    found = plan.widest(card, (False,), 6, 1000 * GIB)
+    assert found is not None
+    assert found[0] == 6
+    assert [count for count, _ in card.tried] == [1, 2, 4, 6]
+
+
+def test_what_does_not_fit_is_one_error(speech: Path, teacher_folder: Path, tmp_path: Path) -> None:
+    assert plan.widest(Card(0.5), (False, True), 100, GIB // 2) is None
+    job = distill.prepare([speech], teacher=str(teacher_folder), out=tmp_path, recipe=quick())
+    with pytest.raises(DistilkitError, match=r"one clip of 15.6 s does not fit into 0.50 GiB"):
+        plan.measured(job.plan, None, 15.625, GIB // 2)
+
+
+def test_a_gpu_is_measured_and_the_plan_says_so(
+    speech: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a card that is pretended; what is tried are real parts."""
+    recipe = quick("batches.micro_seconds=auto", "batches.seconds=60")
+    job = distill.prepare([speech], teacher=str(teacher_folder), out=tmp_path, recipe=recipe)
+    card, parts = Card(4.0), []
+
+    def attempt(made: training.Parts, accelerator: object, cuts: list[object]) -> Trial | None:
+        parts.append(made.module.model.is_activation_checkpointing)
+        return card(len(cuts), made.module.model.is_activation_checkpointing)
+
+    monkeypatch.setattr(training, "attempt", attempt)
+    monkeypatch.setattr(plan, "memory", lambda where, settings=None: 4 * GIB)
+    on_card = plan.replace(job.plan, device="cuda")
+    accelerator = loop.accelerator("cpu", "fp32")
+    found = training.settle(
+        recipe,
+        on_card,
+        lambda again: distill.likely(job, accelerator, again),
+        accelerator,
+        job.train,
+        15.0,
+    )
+    assert (found.micro_seconds, found.gradient_checkpointing) == (60.0, True)
+    assert {False, True} == set(parts)
+    said = {choice.name: choice for choice in found.choices}
+    assert len(said) == len(found.choices)
+    assert said["in memory at once"].value == "60 s of audio"
+    assert "measured: 3.00 GiB of 4.00 GiB" in said["in memory at once"].reason
+    asked = quick("batches.micro_seconds=30")
+    assert (
+        training.settle(
+            asked, on_card, lambda again: pytest.fail("tried"), accelerator, job.train, 15.0
+        )
+        is on_card
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [],
+        ["targets.store=fp16"],
+        ["objective.name=units", "objective.clusters=8"],
+        ["objective.name=units", "objective.clusters=8", "targets.store=fp16"],
+        ["objective.name=units", "objective.clusters=8", "objective.features=mfcc"],
+    ],
+)
+def test_a_trial_takes_what_the_run_will_and_leaves_nothing(
+    speech: Path, teacher_folder: Path, tmp_path: Path, changes: list[str]
+) -> None:
+    job = distill.prepare(
+        [speech], teacher=str(teacher_folder), out=tmp_path / "run", recipe=quick(*changes)
+    )
+    accelerator = loop.accelerator("cpu", "fp32")
+    made = distill.likely(job, accelerator, False)
+    before = {name: value.clone() for name, value in made.module.state_dict().items()}
+    found = training.attempt(made, accelerator, job.train[:3])
+    assert found is not None
+    assert found.seconds > 0
+    assert found.peak > 0
+    assert all(torch.equal(value, before[name]) for name, value in made.module.state_dict().items())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_trial_without_room(speech: Path, teacher_folder: Path, tmp_path: Path) -> None:
+    job = distill.prepare([speech], teacher=str(teacher_folder), out=tmp_path, recipe=quick())
+    accelerator = loop.accelerator("cpu", "fp32")
+    made = distill.likely(job, accelerator, False)
+
+    def full(*_: object) -> object:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    tight = training.replace(made, loss_of=full)
+    assert training.attempt(tight, accelerator, job.train[:1]) is None
+
+
+# ------------------------------------------------------------------------------------ --memory
+
+
+@pytest.mark.parametrize(
+    ("text", "gib"),
+    [
+        ("6GB", 6.0),
+        ("6 gb", 6.0),
+        ("6", 6.0),
+        ("1.5GiB", 1.5),
+        (".5GB", 0.5),
+        ("512MB", 0.5),
+        ("1TB", 1024.0),
+    ],
+)
+def test_amounts_of_memory(text: str, gib: float) -> None:
+    assert course.gib(text) == gib
+
+
+@pytest.mark.parametrize("text", ["", "GB", "six", "6 apples", "0GB", "-1GB", "1e3GB", "6GB6"])
+def test_what_is_no_amount(text: str) -> None:
+    with pytest.raises(DistilkitError, match="is no amount of memory"):
+        course.gib(text)
+
+
+def test_less_memory_is_less_at_once(run: Run, speech: Path, teacher_folder: Path) -> None:
+    asked = ("distill", speech, "--teacher", teacher_folder, "--recipe", "smoke", "--steps", "1")
+    more = (
+        "--set",
+        "objective.layers=[4]",
+        "--set",
+        "train.device=cpu",
+        "--set",
+        "batches.seconds=40",
+    )
+    for place, option in (("a", ()), ("b", ("--memory", "20MB"))):
+        code, _, err = run(*asked, *more, "--out", place, *option)
+        assert code == 0, err
+
+    def lasting(place: str) -> float:
+        return float(plan_of(place)["micro_seconds"])
+
+    def plan_of(place: str) -> dict[str, object]:
+        from distilkit.runs import Run as Folder
+
+        return Folder(Path(place)).read()["plan"]
+
+    assert lasting("b") < lasting("a")
+    assert plan_of("b")["gradient_checkpointing"] is True
+    code, _, err = run(*asked, "--out", "c", "--memory", "lots")
+    assert code == 1
+    assert "`--memory lots` is no amount of memory" in err
+    code, _, err = run(*asked, "--out", "d", "--vram", "100TB")
+    assert code == 1
+    assert "is more than the" in err
