@@ -21,6 +21,7 @@ from distilkit.audio import SAMPLE_RATE, frames
 from distilkit.errors import DistilkitError
 
 Beside = Callable[[MonoCut, Tensor], Sequence[Tensor]]  # what is kept of a window, given its sound
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 MAX_PADDING = 0.3  # of a clip in a micro-batch; what is shorter goes to the next one
 
 
@@ -198,6 +199,11 @@ def whole(
     """All windows once, as micro-batches of similar lengths, with what `beside` finds of each."""
     for chosen in in_order([cut.num_samples for cut in cuts], micro_seconds):
         yield load([cuts[index] for index in chosen], beside)
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether that is what an error says, of a GPU or a CPU; torch.OutOfMemoryError is a RuntimeError."""
+    return any(word in str(error).lower() for word in OUT_OF_MEMORY)
 
 
 def load(cuts: Sequence[MonoCut], beside: Beside | None = None) -> Batch:

@@ -20,11 +20,10 @@ from lhotse import MonoCut
 from torch import Tensor, nn
 
 from distilkit import config
-from distilkit.batches import Batch, Beside, whole
+from distilkit.batches import Batch, Beside, out_of_memory, whole
 from distilkit.errors import DistilkitError
 from distilkit.objectives import Loss
 
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # of GPU and CPU
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 MAX_OVERFLOWS = 20  # fp16 steps in a row that may be skipped while the loss scale settles
 
@@ -234,11 +233,6 @@ def _accumulate(
             raise
         return None
     return sums
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether that is what an error says, of a GPU or a CPU."""
-    return any(word in str(error).lower() for word in OUT_OF_MEMORY)
 
 
 def _lower(room: Room, micro: Sequence[Batch], number: int, accelerator: Accelerator) -> None:

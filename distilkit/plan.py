@@ -147,6 +147,13 @@ def memory(where: str, settings: config.Train | None = None) -> int:
     return int(min(free, settings.memory_gib * 2**30))
 
 
+def cap(where: str, settings: config.Train) -> None:
+    """Let a GPU refuse this process more memory than it was given."""
+    if where == "cuda" and settings.memory_gib != "auto":
+        _, there = torch.cuda.mem_get_info()
+        torch.cuda.set_per_process_memory_fraction(min(1.0, settings.memory_gib * 2**30 / there))
+
+
 def bytes_per_second(shape: HubertConfig, arithmetic: config.Precision) -> float:
     """Memory that one second of audio takes in a training step, estimated from the student's shape.
 

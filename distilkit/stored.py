@@ -34,7 +34,7 @@ from torch import Tensor
 
 from distilkit import config
 from distilkit.audio import SAMPLE_RATE, frames
-from distilkit.batches import in_order, load
+from distilkit.batches import Batch, in_order, load, out_of_memory
 from distilkit.errors import DistilkitError
 from distilkit.runs import replacing
 from distilkit.targets import Targets
@@ -252,13 +252,27 @@ def fill(
     with store.writer() as add, torch.no_grad():
         for cuts in chosen:
             batch = load(cuts)
-            found = targets(batch.wave_BS.to(device), batch.lengths)
-            rows = [target.cpu() for target in found]
+            computed = _computed(targets, batch, device)
             for index, (cut, length) in enumerate(zip(cuts, batch.lengths, strict=True)):
                 if store.missing([cut]):
-                    own = [row[index, : frames(length)] for row in rows]
-                    add(cut, batch.wave_BS[index, :length], own)
+                    add(cut, batch.wave_BS[index, :length], computed[index])
             yield from batch.ids
+
+
+def _computed(targets: Targets, batch: Batch, device: torch.device | str) -> list[list[Tensor]]:
+    """The targets of each clip; where memory runs out, of half of them at a time."""
+    try:
+        found = [each.cpu() for each in targets(batch.wave_BS.to(device), batch.lengths)]
+    except RuntimeError as error:
+        if not out_of_memory(error) or len(batch.ids) == 1:
+            raise
+    else:
+        return [
+            [each[index, : frames(length)] for each in found]
+            for index, length in enumerate(batch.lengths)
+        ]
+    halves = batch.within(0.75 * batch.padded_seconds)
+    return [clip for half in halves for clip in _computed(targets, half, device)]
 
 
 def pack(targets: Sequence[Tensor], kept: Kept) -> tuple[bytes, tuple[int, ...]]:

@@ -140,6 +140,7 @@ def steps(
         DistilkitError: the checkpoint is damaged, or a loss is not finite.
     """
     first = accelerator.is_main_process  # of several processes, the one that writes
+    plan.cap(decided.device, recipe.train)
     module, optimizer = accelerator.prepare(made.module, made.optimizer)
     saved = run.load_checkpoint() if resumed else None
     start, room = 0, loop.Room()
@@ -228,6 +229,7 @@ def settle(
     asked = recipe.train.gradient_checkpointing
     if decided.device != "cuda" or recipe.batches.micro_seconds != "auto":
         return decided
+    plan.cap(decided.device, recipe.train)
     room = plan.memory(decided.device, recipe.train)
     ordered = sorted(train, key=lambda cut: -cut.num_samples)
     most = min(len(ordered), math.ceil(recipe.batches.seconds / longest))
@@ -262,7 +264,7 @@ def attempt(made: Parts, accelerator: Accelerator, cuts: Sequence[MonoCut]) -> p
             made.optimizer.zero_grad()
             float(loss.total.detach())  # waits for all of it
     except RuntimeError as error:
-        if not loop.out_of_memory(error):
+        if not batches.out_of_memory(error):
             raise
         return None
     peak = torch.cuda.max_memory_reserved() if cuda else psutil.Process().memory_info().rss

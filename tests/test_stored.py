@@ -275,6 +275,33 @@ def test_changed_sound_is_noticed_and_a_new_name_is_not(
         batches.load([changed], store.read)
 
 
+def test_out_of_memory_is_half_at_a_time(
+    windows: list[MonoCut], live: LiveTargets, tmp_path: Path
+) -> None:
+    whole = filled(tmp_path / "whole", windows, live)
+    sizes: list[int] = []
+
+    def tight(wave_BS: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+        sizes.append(len(lengths))
+        if len(lengths) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return live(wave_BS, lengths)
+
+    store = Store(tmp_path / "tight", WHAT)
+    assert len(list(fill(store, windows, tight, MICRO))) == len(windows)
+    assert max(sizes) > 2
+    for cut in windows:
+        wave = torch.from_numpy(cut.load_audio()[0])
+        for kept, said in zip(store.read(cut, wave), whole.read(cut, wave), strict=True):
+            torch.testing.assert_close(kept, said, atol=4e-3, rtol=2e-3)
+
+    def broken(wave_BS: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+        raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match="something else"):
+        list(fill(Store(tmp_path / "broken", WHAT), windows, broken, MICRO))
+
+
 def test_a_full_disk_is_one_error_and_loses_nothing(
     windows: list[MonoCut], live: LiveTargets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,10 +1,13 @@
 """`distilkit bench`."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from distilkit.cli import options
+
+if TYPE_CHECKING:
+    from distilkit.bench import Row, Size
 
 Precision = Literal["fp32", "bf16", "fp16"]  # as in distilkit.config, whose import would cost time
 
@@ -84,6 +87,13 @@ def bench(
             }
         )
         return
+    _show(sizes, rows)
+
+
+def _show(sizes: "list[Size]", rows: "list[Row]") -> None:
+    """Print both tables."""
+    from distilkit.cli import console
+
     first = sizes[0]
     console.show(
         console.table(
@@ -115,7 +125,7 @@ def bench(
                     f"{row.real_time:.0f} s",
                     "" if row.memory is None else f"{row.memory:.0f} MiB",
                     f"{row.ratio:.2f} ({row.spread[0]:.2f} to {row.spread[1]:.2f})"
-                    if row.model != names[0]
+                    if row.model != first.model
                     else "1",
                 )
                 for row in rows
