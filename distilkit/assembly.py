@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import HubertConfig, HubertModel
 
 from distilkit import batches, codebooks, config, data, students
+from distilkit.audio import frames
 from distilkit.codebooks import Codebook, Source
 from distilkit.encoder import Encoder, encode, exact, frame_mask, scale_conv_gradients
 from distilkit.errors import DistilkitError
@@ -259,14 +260,16 @@ def loss_function(
     settings = recipe.objective
 
     def loss_of(module: nn.Module, batch: batches.Batch) -> Loss:
-        wave_BS, lengths = batch.wave_BS.to(device), list(batch.lengths)
-        target = [each.to(device) for each in batch.targets] or targets(wave_BS, lengths)
+        wave_BS, lengths = batch.wave_BS.to(device, non_blocking=True), list(batch.lengths)
+        target = [each.to(device, non_blocking=True) for each in batch.targets] or targets(
+            wave_BS, lengths
+        )
         if module.training and settings.part_seconds != "whole":
             wave_BS, lengths, target = parted(wave_BS, lengths, target, settings.part_seconds)
         mask_BT = frame_mask(lengths, target[0].shape[1], device)
         hidden_BT, weight_BT = None, None
         if settings.mask_probability:
-            counts = mask_BT.sum(1).tolist()
+            counts = [frames(length) for length in lengths]
             hidden_BT = mask_spans(mask_BT, counts, settings.mask_probability, settings.mask_frames)
             weight_BT = frame_weights(mask_BT, hidden_BT, settings.visible_weight)
         if module.training:

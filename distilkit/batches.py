@@ -8,7 +8,7 @@ Letters in names: B clips in a batch, S samples.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -43,6 +43,11 @@ class Batch:
     def seconds(self) -> float:
         """Seconds of audio, padding left out."""
         return sum(self.lengths) / SAMPLE_RATE
+
+    def pin_memory(self) -> "Batch":
+        """The same in memory that a GPU copies from while the processor goes on; torch calls this."""
+        targets = tuple(each.pin_memory() for each in self.targets)
+        return replace(self, wave_BS=self.wave_BS.pin_memory(), targets=targets)
 
     @property
     def padded_seconds(self) -> float:
@@ -175,17 +180,19 @@ def stream(
     last: int,
     workers: int,
     beside: Beside | None = None,
+    pinned: bool = False,
 ) -> Iterator[list[Batch]]:
     """The micro-batches of optimizer steps `first` to `last`, a list for each step.
 
     With `workers`, that many processes load ahead; the batches are the same. What `beside` finds of
-    each window comes with them.
+    each window comes with them; `pinned` ones are copied to a GPU in the background.
     """
     loader = DataLoader(
         Windows(cuts, beside),
         sampler=_Steps(schedule, first, last),
         batch_size=None,
         num_workers=workers,
+        pin_memory=pinned,
         prefetch_factor=4 if workers else None,
     )
     batches = iter(loader)

@@ -282,7 +282,7 @@ def validate(
                 loss = loss_of(accelerator.unwrap_model(module), batch)
             for name, value in {"loss": loss.total, **loss.parts}.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
-            count += loss.frames
+            count += batch.frames
     module.train()
     return {name: value / count for name, value in sums.items()}
 

@@ -21,10 +21,9 @@ UNIT_WIDTH = 256  # of the space in which frames and units are compared
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """A sum over frames that can be back-propagated, its parts, and how many frames it sums."""
+    """A sum over frames that can be back-propagated, and its parts."""
 
     total: Tensor  # scalar
-    frames: int
     parts: dict[str, Tensor]  # scalars without gradient, sums over the same frames
 
 
@@ -179,8 +178,12 @@ def layerwise(
     }
     parts: dict[str, Tensor] = {}
     total = torch.zeros((), device=mask_BT.device)
+    weight_BT = mask_BT.float() if weight_BT is None else weight_BT * mask_BT
+    outside_BT1 = ~mask_BT[..., None]
     for layer, prediction, teacher in zip(settings.layers, predicted, target, strict=True):
-        prediction, teacher = prediction.float()[mask_BT], teacher.float()[mask_BT]
+        # Not by index, which on a GPU waits for all that came before.
+        prediction = prediction.float().masked_fill(outside_BT1, 0.0)
+        teacher = teacher.float().masked_fill(outside_BT1, 0.0)
         cosine = cosine_similarity(prediction, teacher, dim=-1)
         terms = {
             "l1": (prediction - teacher).abs().mean(-1),
@@ -189,11 +192,11 @@ def layerwise(
         }
         for name, term in terms.items():
             if term is not None:
-                value = (term if weight_BT is None else term * weight_BT[mask_BT]).sum()
+                value = (term * weight_BT).sum()
                 parts[f"{name}_{layer}"] = value.detach()
                 if weights[name]:
                     total = total + weights[name] * value / len(settings.layers)
-    return Loss(total=total, frames=int(mask_BT.sum()), parts=parts)
+    return Loss(total=total, parts=parts)
 
 
 def units(
@@ -219,14 +222,15 @@ def units(
     names = ["mfcc"] if settings.features == "mfcc" else settings.layers
     parts: dict[str, Tensor] = {}
     total = torch.zeros((), device=mask_BT.device)
+    weight_BT = mask_BT.float() if weight_BT is None else weight_BT * mask_BT
     for name, logits_BTK, unit_BT in zip(names, predicted, target, strict=True):
-        logits, right = logits_BTK[mask_BT].float(), unit_BT[mask_BT]
-        weight = torch.ones_like(right) if weight_BT is None else weight_BT[mask_BT]
-        entropy = (cross_entropy(logits, right, reduction="none") * weight).sum()
+        logits_BTK = logits_BTK.float().masked_fill(~mask_BT[..., None], 0.0)
+        entropy_BT = cross_entropy(logits_BTK.mT, unit_BT, reduction="none")
+        entropy = (entropy_BT * weight_BT).sum()
         parts[f"entropy_{name}"] = entropy.detach()
-        parts[f"right_{name}"] = ((logits.argmax(-1) == right) * weight).sum()
+        parts[f"right_{name}"] = ((logits_BTK.argmax(-1) == unit_BT) * weight_BT).sum()
         total = total + entropy / len(predicted)
-    return Loss(total=total, frames=int(mask_BT.sum()), parts=parts)
+    return Loss(total=total, parts=parts)
 
 
 OBJECTIVES: dict[config.ObjectiveName, Callable[..., Loss]] = {

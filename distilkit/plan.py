@@ -1,5 +1,6 @@
 """What fits: steps, memory, time and disk, each with its reason."""
 
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ CPU_MICRO_SECONDS = 64.0  # more at once is no faster on a processor
 CHECKPOINTING_BELOW = 4  # windows in memory at once below which recomputing pays
 LEAST_GAIN = 0.03  # in time, for which twice as much is kept in memory
 IN_MEMORY, CHECKPOINTING = "in memory at once", "gradient checkpointing"
+MOST_WORKERS = 8  # that load audio beside a GPU; one decodes some 2,000 seconds of FLAC a second
 LEAST_PASSES = 2.0  # over the audio from which on targets are kept
 DISK_SHARE = 0.5  # of what is free on the disk, for targets
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -388,7 +390,8 @@ def decide(
     )
     workers = settings.batches.workers
     if workers == "auto":
-        workers = 4 if where == "cuda" else 0
+        most = min(MOST_WORKERS, max(1, (os.cpu_count() or 1) - 1))
+        workers = most if where == "cuda" else 0
     per_step = sum(cut.duration for cut in train) / chosen.steps_per_pass
     return Plan(
         steps=wanted,

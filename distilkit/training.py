@@ -164,6 +164,7 @@ def steps(
         last=decided.steps,
         workers=decided.workers,
         beside=made.beside,
+        pinned=decided.device == "cuda",
     )
     settings = recipe.train
     for step in loop.fit(

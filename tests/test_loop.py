@@ -168,8 +168,9 @@ def test_validation_is_the_mean_over_all_frames_without_dropout(
     assert setting.module.training
     setting.module.eval()
     with torch.no_grad():
-        losses = [setting.loss_of(setting.module, load([window])) for window in windows]
-    frames = sum(loss.frames for loss in losses)
+        alone = [load([window]) for window in windows]
+        losses = [setting.loss_of(setting.module, one) for one in alone]
+    frames = sum(one.frames for one in alone)
     assert got["loss"] == pytest.approx(float(sum(loss.total for loss in losses)) / frames)
     for name in losses[0].parts:
         wanted = float(sum(loss.parts[name] for loss in losses)) / frames
@@ -203,7 +204,7 @@ def test_a_gradient_that_is_not_finite_is_noticed() -> None:
 
     def steep(module: torch.nn.Module, batch: Batch) -> Loss:
         loss = setting.loss_of(module, batch)
-        return Loss(total=(loss.total - loss.total.detach()).sqrt(), frames=1, parts={})
+        return Loss(total=(loss.total - loss.total.detach()).sqrt(), parts={})
 
     with pytest.raises(DistilkitError, match="step 1: the loss is 0.0 and its gradient norm"):
         next(
@@ -240,7 +241,7 @@ def test_groups_have_learning_rates_of_their_own_and_begin_when_they_shall() -> 
     ready, optimizer = accelerator.prepare(module, loop.optimizer(module, settings, groups))
 
     def loss_of(of: torch.nn.Module, micro: Batch) -> Loss:
-        return Loss(total=sum(getattr(of, name).sum() for name in names), frames=1, parts={})
+        return Loss(total=sum(getattr(of, name).sum() for name in names), parts={})
 
     one = itertools.repeat([batch([0])])
     seen = []

@@ -57,7 +57,7 @@ def loss_function(
                 logprobs_BTK, lengths, [tokenizer.encode(text) for text in said], tokenizer.blank
             )
         parts = {} if module.training else _parts(logprobs_BTK, lengths, said, tokenizer)
-        return Loss(total=loss_B.sum(), frames=batch.frames, parts=parts)
+        return Loss(total=loss_B.sum(), parts=parts)
 
     return loss_of
 
