@@ -357,7 +357,7 @@ if sys.argv[1] == "kept":
     loop.accelerator("cpu", "fp32")
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(3):
+for _ in range(12):
     torch.ones(20_000_000)
 before = faults()
 for _ in range(5):
