@@ -19,15 +19,16 @@ from distilkit import cli
 from distilkit.demo import speech as built_in_speech
 
 OPTIONS = {
-    "distill": {"--teacher", "--student", "--out", "--recipe", "--set", "--steps", "--resume", "--plan", "--seed", "--json"},
+    "distill": {"--teacher", "--student", "--out", "--recipe", "--set", "--steps", "--resume", "--plan", "--seed", "--memory", "--vram", "--json"},
     "embed": {"--model", "--layer", "--pool", "--out", "--format", "--json"},
     "layers": {"--model", "--against", "--out", "--minutes", "--json"},
     "units": {"--out", "--model", "--layer", "--clusters", "--codebook", "--normalise", "--minutes", "--seed", "--json"},
-    "finetune-ctc": {"--tokenizer", "--model", "--out", "--recipe", "--lora", "--rank", "--merge", "--set", "--steps", "--text-column", "--resume", "--plan", "--seed", "--json"},
+    "finetune-ctc": {"--tokenizer", "--model", "--out", "--recipe", "--lora", "--rank", "--merge", "--set", "--steps", "--text-column", "--resume", "--plan", "--seed", "--memory", "--vram", "--json"},
     "transcribe": {"--model", "--lm", "--beam", "--lm-weight", "--word-bonus", "--timestamps", "--format", "--out"},
     "evaluate": {"--model", "--against", "--lm", "--beam", "--lm-weight", "--word-bonus", "--text-column", "--out", "--json"},
     "tokenizer": {"--out", "--kind", "--vocab-size", "--form", "--case", "--punctuation", "--digits", "--language", "--text-column", "--json"},
     "lm": {"--out", "--order", "--tokenizer", "--text-column", "--json"},
+    "bench": {"--seconds", "--batch", "--precision", "--rounds", "--json"},
     "convert": {"--out", "--format", "--json"},
     "inspect": {"--text-column", "--json"},
     "demo": {"--out", "--steps", "--json"},
@@ -51,7 +52,7 @@ def commands(group: object = None, prefix: str = "") -> Iterator[tuple[str, obje
 def test_options_are_frozen() -> None:
     """A new option is a visible decision: most settings belong in the recipe, behind --set."""
     found = {
-        name: {p.opts[-1] for p in command.params if p.opts[0].startswith("-")} - {"--help"}  # type: ignore[attr-defined]
+        name: {o for p in command.params for o in p.opts if o.startswith("-")} - {"--help", "-h"}  # type: ignore[attr-defined]
         for name, command in commands()
     }
     assert found == OPTIONS
@@ -542,13 +543,13 @@ def test_the_time_left_is_that_of_the_steps(
 ) -> None:
     from distilkit import distill
 
-    slow = distill._codebook
+    slow = distill.parts.found_codebook
 
     def slower(*given: object) -> object:
         time.sleep(3.0)  # what is found before the first step
         return slow(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(distill, "_codebook", slower)
+    monkeypatch.setattr(distill.parts, "found_codebook", slower)
     changes = ["objective.name=units", "objective.clusters=8", "objective.layers=[2]"]
     typed = [word for change in changes for word in ("--set", change)]
     code, _, err = run("distill", speech, "--teacher", teacher_folder, *QUICK, *typed)
