@@ -152,15 +152,21 @@ def in_order(lengths: Sequence[int], micro_seconds: float) -> list[list[int]]:
     return grouped(chosen, lengths, micro_seconds)
 
 
-class Windows(Dataset[Batch]):
-    """Micro-batches by list of window indices."""
+class Windows(Dataset[Batch | DistilkitError]):
+    """Micro-batches by list of window indices; what cannot be loaded is an error that is returned.
+
+    Raised in a process that loads, it would arrive as a traceback in text.
+    """
 
     def __init__(self, cuts: Sequence[MonoCut], beside: Beside | None) -> None:
         self.cuts, self.beside = cuts, beside
 
-    def __getitem__(self, chosen: list[int]) -> Batch:
+    def __getitem__(self, chosen: list[int]) -> Batch | DistilkitError:
         """Load the chosen windows."""
-        return load([self.cuts[index] for index in chosen], self.beside)
+        try:
+            return load([self.cuts[index] for index in chosen], self.beside)
+        except DistilkitError as error:
+            return error
 
 
 class _Steps(Sampler[list[int]]):
@@ -197,7 +203,11 @@ def stream(
     )
     batches = iter(loader)
     for number in range(first, last + 1):
-        yield [next(batches) for _ in schedule.step(number)]
+        micro = [next(batches) for _ in schedule.step(number)]
+        for batch in micro:
+            if isinstance(batch, DistilkitError):
+                raise batch
+        yield micro
 
 
 def whole(

@@ -73,8 +73,8 @@ def accelerator(device: str, precision: config.Precision) -> Accelerator:
 def keep_freed_memory() -> None:
     """Let this process keep the memory that it frees, for the next tensor of that size.
 
-    glibc asks the system for every large block and gives it back, and the system clears each anew:
-    of a step on a processor that was a seventh of the time. Other C libraries are left as they are.
+    glibc asks the system for every large block and gives it back, and the system clears each anew,
+    which takes time in every step. Other C libraries are left as they are.
     """
     with suppress(OSError, AttributeError):
         glibc = ctypes.CDLL("libc.so.6")

@@ -23,7 +23,7 @@ CPU_MICRO_SECONDS = 64.0  # more at once is no faster on a processor
 CHECKPOINTING_BELOW = 4  # windows in memory at once below which recomputing pays
 LEAST_GAIN = 0.03  # in time, for which twice as much is kept in memory
 IN_MEMORY, CHECKPOINTING = "in memory at once", "gradient checkpointing"
-MOST_WORKERS = 8  # that load audio beside a GPU; one decodes some 2,000 seconds of FLAC a second
+MOST_WORKERS = 8  # processes that load audio beside a GPU
 LEAST_PASSES = 2.0  # over the audio from which on targets are kept
 DISK_SHARE = 0.5  # of what is free on the disk, for targets
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -321,6 +321,8 @@ def stored(
     steps_per_pass: int,
     bytes_for: Callable[[config.Stored], int],
     place: Path,
+    *,
+    units: bool,
 ) -> tuple[config.Stored | None, int, Choice]:
     """Whether targets are kept, in which form, how many bytes that takes, and why.
 
@@ -330,11 +332,12 @@ def stored(
         steps_per_pass: of which a pass over the audio has that many.
         bytes_for: what all targets take in that form.
         place: the folder that they go to.
+        units: whether they are units, which are whole numbers in any form.
     """
 
     def chosen(form: config.Stored | None, reason: str) -> tuple[config.Stored | None, int, Choice]:
         size = bytes_for(form) if form else 0
-        value = f"{form}, {gib(size)}" if form else "as it goes"
+        value = f"{'units' if units else form}, {gib(size)}" if form else "as it goes"
         return form, size, Choice(name="targets", value=value, reason=reason)
 
     passes = steps / steps_per_pass
@@ -353,8 +356,8 @@ def stored(
 
 
 def gib(size: float) -> str:
-    """Bytes for people."""
-    return f"{size / 2**30:.2f} GiB"
+    """Bytes for people: GiB, or MiB where there are few."""
+    return f"{size / 2**30:.2f} GiB" if size >= 0.1 * 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 def existing(folder: Path) -> Path:

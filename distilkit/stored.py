@@ -36,10 +36,11 @@ from distilkit import config
 from distilkit.audio import SAMPLE_RATE, frames
 from distilkit.batches import Batch, in_order, load, out_of_memory
 from distilkit.errors import DistilkitError
-from distilkit.runs import replacing
+from distilkit.runs import make_parent, replacing
 from distilkit.targets import Targets
 
 FORMAT = 1  # of the folder
+DESCRIPTION = "store.json"
 HALF_MOST = 2.0**15  # fp16 holds numbers up to twice that
 Array = npt.NDArray[Any]
 
@@ -97,10 +98,10 @@ class Store:
             DistilkitError: it holds something else, or cannot be read.
         """
         self.folder, self.kept = folder, kept
-        path = folder / "store.json"
+        path = folder / DESCRIPTION
         said = {"format": FORMAT, **json.loads(json.dumps(asdict(kept)))}
         if not path.is_file():
-            _make(folder)
+            make_parent(path)
             with replacing(path) as beside:
                 beside.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
         try:
@@ -195,6 +196,11 @@ class Store:
                     numbers.seek(end)
 
                     def add(cut: MonoCut, wave_S: Tensor, targets: Sequence[Tensor]) -> None:
+                        if not all(target.isfinite().all() for target in targets):
+                            raise DistilkitError(
+                                f"what the teacher says of `{cut.id}` are not finite numbers",
+                                "--set train.precision=fp32, or leave that recording out",
+                            )
                         packed, powers = pack(targets, self.kept)
                         place = Place(
                             part=part,
@@ -242,7 +248,7 @@ def fill(
         share: which of several processes this is, and how many there are.
 
     Raises:
-        DistilkitError: audio cannot be read, or the disk is full.
+        DistilkitError: audio cannot be read, the disk is full, or the teacher's numbers are not finite.
     """
     groups = in_order([cut.num_samples for cut in windows], micro_seconds)
     chosen = [[windows[index] for index in group] for group in groups[share[0] :: share[1]]]
@@ -381,15 +387,6 @@ def _own_part(folder: Path) -> Iterator[str]:
             number += 1
     with lock:
         yield f"part-{number}"
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DistilkitError(
-            f"cannot make `{folder}`: {error.strerror}", "--set targets.folder=DIR you can write"
-        ) from error
 
 
 def _anew(folder: Path) -> str:

@@ -3,6 +3,7 @@
 What `distill` and `finetune-ctc` share: the caller brings the module, the loss and the audio.
 """
 
+import gc
 import math
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -247,6 +248,9 @@ def attempt(made: Parts, accelerator: Accelerator, cuts: Sequence[MonoCut]) -> p
 
     Nothing is learned: the learning rate is 0.
     """
+    if accelerator.device.type == "cuda":  # what earlier trials left does not count
+        gc.collect()
+        torch.cuda.empty_cache()
     module = made.module.to(accelerator.device).train()
     for group in made.optimizer.param_groups:
         group["lr"] = 0.0

@@ -549,6 +549,22 @@ def test_going_on_is_resumed_without_the_first_run(
     assert AutoModel.from_pretrained(tmp_path / "broken" / "student").config.hidden_size == 48
 
 
+def test_a_run_of_an_older_version_is_resumed(
+    speech: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    """Its run.json knows no width of the teacher, and no stored targets."""
+    options = {"teacher": str(teacher_folder), "recipe": quick("targets.store=none")}
+    first = distill([speech], out=tmp_path / "first", **options)
+    steps = train(prepare([speech], student=str(first), out=tmp_path / "run", **options))
+    for _ in range(3):
+        next(steps)
+    steps.close()
+    told = json.loads((tmp_path / "run" / "run.json").read_text())
+    del told["teacher"]["width"], told["plan"]["stored"], told["plan"]["stored_bytes"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(told))
+    assert [step.number for step in train(prepare([], out=tmp_path / "run", resume=True))][-1] == 6
+
+
 def test_going_on_with_what_is_no_student(
     speech: Path, teacher_folder: Path, tmp_path: Path
 ) -> None:

@@ -163,13 +163,13 @@ def test_a_trial_without_room(speech: Path, teacher_folder: Path, tmp_path: Path
     ],
 )
 def test_amounts_of_memory(text: str, gib: float) -> None:
-    assert course.gib(text) == gib
+    assert course.memory_gib(text) == gib
 
 
 @pytest.mark.parametrize("text", ["", "GB", "six", "6 apples", "0GB", "-1GB", "1e3GB", "6GB6"])
 def test_what_is_no_amount(text: str) -> None:
     with pytest.raises(DistilkitError, match="is no amount of memory"):
-        course.gib(text)
+        course.memory_gib(text)
 
 
 def test_less_memory_is_less_at_once(run: Run, speech: Path, teacher_folder: Path) -> None:

@@ -302,6 +302,37 @@ def test_out_of_memory_is_half_at_a_time(
         list(fill(Store(tmp_path / "broken", WHAT), windows, broken, MICRO))
 
 
+def test_what_is_not_finite_is_not_kept(
+    windows: list[MonoCut], live: LiveTargets, tmp_path: Path
+) -> None:
+    def wild(wave_BS: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+        said = live(wave_BS, lengths)
+        said[1][0, 3, 5] = float("inf")
+        return said
+
+    for form in ("fp16", "int8"):
+        store = Store(tmp_path / form, replace(WHAT, form=form))
+        with pytest.raises(DistilkitError, match="not finite numbers") as error:
+            list(fill(store, windows, wild, MICRO))
+        assert "train.precision=fp32" in str(error.value.hint)
+        assert len(store.missing(windows)) == len(windows)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_is_the_same_whoever_loads(
+    windows: list[MonoCut], live: LiveTargets, tmp_path: Path, workers: int
+) -> None:
+    store = filled(tmp_path, windows, live)
+    os.truncate(tmp_path / "part-0.bin", 100)
+    lengths = [cut.num_samples for cut in windows]
+    schedule = Schedule(lengths=lengths, seconds=6.0, micro_seconds=4.0, seed=0)
+    steps = batches.stream(windows, schedule, first=1, last=4, workers=workers, beside=store.read)
+    with pytest.raises(DistilkitError) as error:
+        list(steps)
+    assert error.value.problem == f"the stored targets `{tmp_path}/part-0.bin` are damaged"
+    assert str(error.value.hint).startswith(f"rm -r {tmp_path}")
+
+
 def test_a_full_disk_is_one_error_and_loses_nothing(
     windows: list[MonoCut], live: LiveTargets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -424,6 +455,12 @@ def test_a_folder_of_targets_serves_other_runs(
     before = contents(kept)
     run(speech, teacher_folder, tmp_path / "b", "targets.store=fp16", folder, "train.seed=1")
     assert contents(kept) == before
+    options = {
+        "teacher": str(teacher_folder),
+        "recipe": quick(*STEPS, "targets.store=fp16", folder),
+    }
+    job = distill.prepare([speech], out=tmp_path / "d", **options)
+    assert distill.measure(job).target_seconds == 0
     layers = "objective.layers=[2,4]"
     run(speech, large_folder, tmp_path / "c", "targets.store=fp16", folder, layers)
     assert len(list((tmp_path / "kept").iterdir())) == 2
@@ -469,7 +506,7 @@ def test_when_targets_are_kept(
     asked = config.Targets(**settings)  # type: ignore[arg-type]
     steps = round(passes * 10)
     found, bytes_, choice = plan.stored(
-        asked, steps, 10, lambda form: size, tmp_path / "not" / "yet"
+        asked, steps, 10, lambda form: size, tmp_path / "not" / "yet", units=False
     )
     assert (found, bytes_) == (form, size if form else 0)
     assert reason in choice.reason

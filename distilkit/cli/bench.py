@@ -46,8 +46,9 @@ def bench(
     from distilkit.hub import locate
 
     names = models or _newest()
-    if len(set(names)) < len(names):
-        raise DistilkitError(f"`{names[0]}` is there twice", "distilkit bench TEACHER STUDENT")
+    twice = [name for place, name in enumerate(names) if name in names[:place]]
+    if twice:
+        raise DistilkitError(f"`{twice[0]}` is there twice", "distilkit bench TEACHER STUDENT")
     for name in names:
         locate(name)  # before the imports that take seconds
 
@@ -98,15 +99,15 @@ def _show(sizes: "list[Size]", rows: "list[Row]") -> None:
     console.show(
         console.table(
             "size",
-            ("model", "parameters", "MB in fp32", "G multiply-adds a second", "of the first"),
+            ("model", "parameters", "", "MB in fp32", "multiply-adds a second", ""),
             [
                 (
                     size.model,
                     f"{size.parameters / 1e6:.2f} M",
+                    f"{size.parameters / first.parameters:.0%}",
                     f"{size.megabytes:.1f}",
-                    f"{size.macs / 1e9:.3f}",
-                    f"{size.parameters / first.parameters:.0%} of its parameters, "
-                    f"{size.macs / first.macs:.0%} of its multiply-adds",
+                    f"{size.macs / 1e9:.3f} G",
+                    f"{size.macs / first.macs:.0%}",
                 )
                 for size in sizes
             ],

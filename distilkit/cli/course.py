@@ -32,7 +32,7 @@ class Job(Protocol):
 UNITS = {"": 1.0, "mb": 2.0**-10, "mib": 2.0**-10, "gb": 1.0, "gib": 1.0, "tb": 2.0**10}  # GiB
 
 
-def gib(text: str) -> float:
+def memory_gib(text: str) -> float:
     """`6GB`, `800 MiB` or `6` as GiB; a card that is sold as 6 GB has 6 GiB.
 
     Raises:
@@ -124,7 +124,9 @@ def follow(
         for step in train(stop):
             watch(step)
     if stop.asked and not job.run.finished:
-        console.say(f"saved after step {watch.number or job.run.done} of {job.plan.steps}")
+        done = watch.number or job.run.done
+        said = f"saved after step {done} of {job.plan.steps}"
+        console.say(said if done else "stopped before the first step; what is done is kept")
         console.say(f"go on with: distilkit {kind} --resume --out {job.run.folder}")
         raise typer.Exit(130)
     return time.monotonic() - began

@@ -57,7 +57,7 @@ def distill(
     changes = list(set or [])
     changes += [f"train.steps={steps}"] if steps is not None else []
     changes += [f"train.seed={seed}"] if seed is not None else []
-    changes += [f"train.memory_gib={course.gib(memory)}"] if memory else []
+    changes += [f"train.memory_gib={course.memory_gib(memory)}"] if memory else []
     there = resume and resumable(out, "distill")
     if there:
         given = [f"--student {student}"] if student else []

@@ -72,7 +72,7 @@ def finetune_ctc(
     changes = list(set or [])
     changes += [f"train.steps={steps}"] if steps is not None else []
     changes += [f"train.seed={seed}"] if seed is not None else []
-    changes += [f"train.memory_gib={course.gib(memory)}"] if memory else []
+    changes += [f"train.memory_gib={course.memory_gib(memory)}"] if memory else []
     changes += [f"data.text_column={text_column}"] if text_column else []
     changes += [f"lora.rank={rank or 16}"] if lora else []
     job = _prepared(data or [], tokenizer, model, out, recipe, changes, merge, resume)

@@ -102,6 +102,7 @@ def prepare(
         decided.steps_per_pass,
         lambda form: count * stored.bytes_per_frame(form, wide),
         kept_in,
+        units=settings.objective.name == "units",
     )
     choices = (*decided.choices, choice)
     decided = replace(decided, stored=form, stored_bytes=size, choices=choices)
@@ -236,21 +237,16 @@ def measure(job: Job, steps: int = 3) -> plan.Measured:
     schedule = plan.schedule(job.recipe, job.train, job.plan.micro_seconds)
     groups = [group for number in range(1, steps + 1) for group in schedule.step(number)]
     used = [job.train[index] for group in groups for index in group]
-    left = sum(cut.duration for cut in [*job.train, *job.valid])
+    left = keeping.missing(job)
     with tempfile.TemporaryDirectory() as folder:
-        store = stored.Store(Path(folder), keeping.kept(job))
-        seconds = 0.0
-        if job.teacher is None and job.recipe.objective.features == "layers":
-            store = stored.Store(keeping.place(job), keeping.kept(job))
-        else:
-            began = time.perf_counter()
-            for _ in stored.fill(store, used, targets, job.plan.micro_seconds, accelerator.device):
-                pass
-            taken = time.perf_counter() - began
-            seconds = taken / sum(cut.duration for cut in used) * left
+        store = stored.Store(Path(folder) if left else keeping.place(job), keeping.kept(job))
+        began = time.perf_counter()
+        for _ in stored.fill(store, used, targets, job.plan.micro_seconds, accelerator.device):
+            pass
+        each = (time.perf_counter() - began) / sum(cut.duration for cut in used)
         made = replace(made, beside=store.read)
         found = training.measure(job.recipe, job.plan, made, accelerator, job.train, steps)
-    return replace(found, target_seconds=seconds)
+    return replace(found, target_seconds=each * sum(cut.duration for cut in left))
 
 
 def disk_bytes(job: Job) -> int:
@@ -326,12 +322,13 @@ def _reopen(run: Run, audio: Sequence[str | Path]) -> Job:
         collection=None,
     )
     told, began = facts["teacher"], facts["student"]
-    unneeded = bool(run.done and job.plan.stored and keeping.missing_bytes(job) == 0)
+    unneeded = bool(run.done and job.plan.stored and not keeping.missing(job))
     teacher, checkpoint = (None, None) if told is None or unneeded else _same_teacher(job)
     existing = None
     if began["from"] is not None or unneeded:  # the student's weights are in the checkpoint
         student = assembly.from_config(began["config"], began["normalise"])
-        existing = Existing(student=student, target_width=told["width"] if told else 0)
+        width = told.get("width", 0) if told else 0  # older runs load their teacher
+        existing = Existing(student=student, target_width=width)
     return replace(job, teacher=teacher, checkpoint=checkpoint, existing=existing)
 
 

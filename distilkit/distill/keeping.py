@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from accelerate import Accelerator
+from lhotse import MonoCut
 
 from distilkit import assembly, codebooks, config, data, stored
 from distilkit.audio import frames
@@ -46,15 +47,20 @@ def place(job: Job) -> Path:
     return Path(chosen) / kept(job).name if chosen else job.run.folder / FOLDER
 
 
+def missing(job: Job) -> list[MonoCut]:
+    """The windows whose targets are still to be computed and stored."""
+    windows = [*job.train, *job.valid]
+    folder = place(job)
+    if (folder / stored.DESCRIPTION).is_file():
+        return stored.Store(folder, kept(job)).missing(windows)
+    return windows
+
+
 def missing_bytes(job: Job) -> int:
     """Bytes of targets that are still to be written."""
     if not job.plan.stored:
         return 0
-    windows = [*job.train, *job.valid]
-    folder = place(job)
-    if (folder / "store.json").is_file():
-        windows = stored.Store(folder, kept(job)).missing(windows)
-    return sum(frames(cut.num_samples) for cut in windows) * kept(job).bytes_per_frame
+    return sum(frames(cut.num_samples) for cut in missing(job)) * kept(job).bytes_per_frame
 
 
 def filled(
@@ -75,8 +81,8 @@ def filled(
         accelerator.device,
         (accelerator.process_index, accelerator.num_processes),
     )
-    missing = len(store.missing(windows)) // accelerator.num_processes
-    for _ in track(filling, description="the teacher's targets", total=missing):
+    share = len(store.missing(windows)) // accelerator.num_processes
+    for _ in track(filling, description="the teacher's targets", total=share):
         if stop():
             return None
     accelerator.wait_for_everyone()
