@@ -224,7 +224,12 @@ class Run:
         return [json.loads(line) for line in lines[:-1]]
 
     def rewind(self, step: int) -> None:
-        """Forget what was logged after optimizer step `step`, half-written lines included."""
+        """Forget what was logged after optimizer step `step`, and all that was left half-written.
+
+        Of several processes one does it.
+        """
+        for leftover in (self.folder / "checkpoints").glob(".*"):
+            discard(leftover)
         for name in ("metrics.jsonl", "speed.jsonl"):
             kept = [row for row in self.rows(name) if row["step"] <= step]
             write_text(self.folder / name, "".join(json.dumps(row) + "\n" for row in kept))
@@ -254,8 +259,6 @@ class Run:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        for leftover in (self.folder / "checkpoints").glob(".*"):
-            discard(leftover)
         checkpoints = self._checkpoints()
         if not checkpoints:
             return None

@@ -121,11 +121,14 @@ def test_checkpoints(tmp_path: Path) -> None:
     assert run.load_checkpoint() is None
     for step in (5, 10):
         run.save_checkpoint(step, {"a": torch.full((3,), float(step))}, {"scale": 2.0})
-    (run.folder / "checkpoints" / ".step-00000015.partial-1").mkdir()
+    leftover = run.folder / "checkpoints" / ".step-00000015.partial-1"
+    leftover.mkdir()
     saved = run.load_checkpoint()
     assert saved is not None
     assert saved[0]["a"].tolist() == [10.0] * 3
     assert saved[1] == {"scale": 2.0, "step": 10}
+    assert leftover.is_dir()  # several processes load; the one that writes tidies
+    run.rewind(10)
     assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["step-00000010"]
     newest = run.folder / "checkpoints" / "step-00000010"
     shutil.copytree(newest, newest.with_name("step-00000005"))  # as after a kill between the two
