@@ -16,7 +16,15 @@ from transformers import HubertConfig, HubertModel
 from distilkit import batches, codebooks, config, data, students
 from distilkit.audio import frames
 from distilkit.codebooks import Codebook, Source
-from distilkit.encoder import Encoder, encode, exact, frame_mask, scale_conv_gradients
+from distilkit.encoder import (
+    FRONT,
+    Encoder,
+    encode,
+    exact,
+    frame_mask,
+    same_front,
+    scale_conv_gradients,
+)
 from distilkit.errors import DistilkitError
 from distilkit.noise import Noises, disturb
 from distilkit.objectives import (
@@ -58,13 +66,18 @@ class Distiller(nn.Module):
         self.student, self.layers = student, tuple(layers)
 
     def forward(
-        self, wave_BS: Tensor, lengths: Sequence[int], hidden_BT: Tensor | None = None
+        self,
+        wave_BS: Tensor,
+        lengths: Sequence[int],
+        hidden_BT: Tensor | None = None,
+        front_BTC: Tensor | None = None,
     ) -> list[Tensor]:
         """Predictions of the targets, one (B, T, D) or (B, T, K) each.
 
-        Frames that `hidden_BT` marks are hidden from the transformer.
+        Frames that `hidden_BT` marks are hidden from the transformer. The conv front end does not run
+        where `front_BTC` is what it would give.
         """
-        hidden = encode(self.student, wave_BS, lengths, self.layers, hidden_BT)
+        hidden = encode(self.student, wave_BS, lengths, self.layers, hidden_BT, front_BTC)
         predictions: list[Tensor] = self.heads(hidden)
         return predictions
 
@@ -118,7 +131,10 @@ def build(
         student, begins = students.build(teacher, recipe.student, masks=masks)
     else:
         student, begins = students.resume_from(existing.student, recipe.student, masks=masks)
-    scale_conv_gradients(student.model, recipe.train.conv_gradient_scale)
+    if recipe.train.freeze_front_end:
+        _freeze_front(student, begins)
+    else:
+        scale_conv_gradients(student.model, recipe.train.conv_gradient_scale)
     width = teacher.width if teacher else existing.target_width if existing else 0
     heads, layers = _heads(student, width, recipe.objective)
     if existing is not None and existing.heads is not None:
@@ -128,6 +144,33 @@ def build(
             load_named(heads, existing.heads)
             begins = replace(begins, text=f"{begins.text}, heads")
     return Distiller(student, heads, layers), begins
+
+
+def _freeze_front(student: Encoder, begins: Beginning) -> None:
+    """Leave the conv front end as it is in training.
+
+    Raises:
+        DistilkitError: there is nothing in it to keep.
+    """
+    if any(name.startswith("feature_extractor.") for name in begins.fresh):
+        raise DistilkitError(
+            "`train.freeze_front_end` keeps the conv front end as it is, and this student's begins at random",
+            "--set train.freeze_front_end=false",
+        )
+    student.model.feature_extractor._freeze_parameters()
+
+
+def shared_front(teacher: Encoder | None, student: Encoder, recipe: config.Recipe) -> int:
+    """Channels of the front end's output where the teacher's serves the student too; 0 where not.
+
+    It does where the student's is frozen and equal, and hears the whole of what the teacher hears.
+    """
+    alike = recipe.objective.part_seconds == "whole" and not recipe.noise.probability
+    if not (recipe.train.freeze_front_end and alike and recipe.objective.features == "layers"):
+        return 0
+    if teacher is None or not same_front(teacher, student):
+        return 0
+    return int(student.model.config.conv_dim[-1])
 
 
 def _predict_the_same(existing: Existing, settings: config.Objective) -> bool:
@@ -159,13 +202,16 @@ def features(
     settings: config.Objective,
     device: torch.device | str = "cpu",
     arithmetic: AbstractContextManager[object] | None = None,
+    front: bool = False,
 ) -> Targets:
-    """What the student predicts, or what its units are clusters of."""
+    """What the student predicts, or what its units are clusters of; behind it the front end's output."""
     if settings.features == "mfcc":
         return live_mfcc
     assert teacher is not None
-    seen = LiveTargets(teacher, target_layers(settings), device, arithmetic or nullcontext())
-    return normalised(seen) if settings.normalise else seen
+    layers = target_layers(settings)
+    behind = [FRONT] if front else []
+    seen = LiveTargets(teacher, [*layers, *behind], device, arithmetic or nullcontext())
+    return normalised(seen, len(layers)) if settings.normalise else seen
 
 
 def target_layers(settings: config.Objective) -> list[int]:
@@ -237,9 +283,13 @@ def codebook(
     settings = recipe.objective
     if settings.codebook:
         return given_codebook(settings, model)
+    count = max(1, len(target_layers(settings)))  # what lies behind is not clustered
     chosen = batches.whole(clustered(windows, recipe), micro_seconds)
     return codebooks.find(
-        ((seen(batch.wave_BS.to(device), batch.lengths), batch.lengths) for batch in chosen),
+        (
+            (seen(batch.wave_BS.to(device), batch.lengths)[:count], batch.lengths)
+            for batch in chosen
+        ),
         settings.clusters,
         source(settings, model),
         recipe.train.seed,
@@ -251,11 +301,12 @@ def loss_function(
     targets: Targets,
     noises: Noises,
     device: torch.device,
+    front: bool = False,
 ) -> Callable[[nn.Module, batches.Batch], Loss]:
     """The loss of a micro-batch: the teacher hears it clean, the student disturbed and masked.
 
     What is held out is neither parted nor disturbed. Targets that came with the batch are taken; else
-    `targets` computes them.
+    `targets` computes them. With `front`, the last of them is the conv front end's output for the student.
     """
     settings = recipe.objective
 
@@ -264,6 +315,7 @@ def loss_function(
         target = [each.to(device, non_blocking=True) for each in batch.targets] or targets(
             wave_BS, lengths
         )
+        front_BTC = target.pop().float() if front else None
         if module.training and settings.part_seconds != "whole":
             wave_BS, lengths, target = parted(wave_BS, lengths, target, settings.part_seconds)
         mask_BT = frame_mask(lengths, target[0].shape[1], device)
@@ -275,7 +327,7 @@ def loss_function(
         if module.training:
             with torch.autocast(device.type, enabled=False):
                 wave_BS = disturb(wave_BS, lengths, recipe.noise, noises)
-        predicted = module(wave_BS, lengths, hidden_BT)
+        predicted = module(wave_BS, lengths, hidden_BT, front_BTC)
         objective = OBJECTIVES[settings.name]
         return objective(predicted, target, mask_BT, weight_BT, settings=settings)
 

@@ -12,7 +12,8 @@ Letters in names: B clips in a batch, S samples, T frames, L layers, C channels,
 import copy
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -32,9 +33,10 @@ from transformers import (
 )
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
-from distilkit.audio import frames
+from distilkit.audio import SAMPLE_RATE, frames
 
 Model: TypeAlias = HubertModel | Wav2Vec2Model | WavLMModel | Data2VecAudioModel
+FRONT = -1  # in place of a layer's number: what the conv front end gives
 MODELS: dict[str, type[Model]] = {
     "hubert": HubertModel,
     "wav2vec2": Wav2Vec2Model,
@@ -192,23 +194,27 @@ def encode(
     lengths: Sequence[int],
     layers: Sequence[int],
     hidden_BT: Tensor | None = None,
+    front_BTC: Tensor | None = None,
 ) -> list[Tensor]:
     """Hidden states of the chosen layers, one (B, T, D) each.
 
     Layer 0 is the input of the first transformer layer and layer N the output of the Nth; the last
     one is the model's `last_hidden_state`, behind its final norm (s3prl's convention, and that of
     transformers before version 5, which matters for models with `do_stable_layer_norm`).
-    Frames behind a clip's end hold nothing of use; `frame_mask` says which.
+    Layer `FRONT` is what the conv front end gives, (B, T, C). Frames behind a clip's end hold nothing of
+    use; `frame_mask` says which.
 
     Args:
         encoder: the model, made padding-proof by `exact`.
         wave_BS: mono float samples at 16 kHz, padded behind each clip's end.
         lengths: samples of each clip, B numbers of at least `FRAME_SAMPLES`.
-        layers: which layers, from 0 to the model's depth.
+        layers: which layers, from 0 to the model's depth, or `FRONT`.
         hidden_BT: frames that the transformer sees masked (True), where the model is to guess them.
+        front_BTC: what the front end gave for these clips, where that is known; it does not run then.
     """
     model, depth = encoder.model, encoder.depth
-    wave_BS = prepare(wave_BS, lengths, encoder.normalise)
+    if front_BTC is None:
+        wave_BS = prepare(wave_BS, lengths, encoder.normalise)
     longest = wave_BS.shape[1]
     padded = any(frames(length) != frames(longest) for length in lengths)
     _tell_lengths(model, lengths, longest, padded)
@@ -216,13 +222,41 @@ def encode(
     if padded:
         ends = torch.tensor(lengths, device=wave_BS.device)
         mask_BS = (torch.arange(longest, device=wave_BS.device) < ends[:, None]).long()
-    inner = sorted({layer for layer in layers if layer != depth})
+    inner = sorted({layer for layer in layers if layer not in (FRONT, depth)})
     given = {} if hidden_BT is None else {"mask_time_indices": hidden_BT}
-    output = model(wave_BS, attention_mask=mask_BS, output_hidden_states=inner or None, **given)
-    return [
-        output.last_hidden_state if layer == depth else output.hidden_states[layer]
-        for layer in layers
-    ]
+    with _front(model, front_BTC) as front:
+        output = model(wave_BS, attention_mask=mask_BS, output_hidden_states=inner or None, **given)
+    found = {depth: output.last_hidden_state, FRONT: front[0]}
+    return [found[layer] if layer in found else output.hidden_states[layer] for layer in layers]
+
+
+class _Given(nn.Module):
+    """In the place of a front end: what is known already."""
+
+    def __init__(self, front_BCT: Tensor) -> None:
+        super().__init__()
+        self.front_BCT = front_BCT
+
+    def forward(self, _wave_BS: Tensor) -> Tensor:
+        return self.front_BCT
+
+
+@contextmanager
+def _front(model: Model, front_BTC: Tensor | None) -> Iterator[list[Tensor]]:
+    """What the front end gives, (B, T, C), as the one element of a list once the model has run."""
+    own, seen = model.feature_extractor, [] if front_BTC is None else [front_BTC]
+    if front_BTC is not None:
+        model.feature_extractor = _Given(front_BTC.mT)
+        try:
+            yield seen
+        finally:
+            model.feature_extractor = own
+        return
+    hook = own.register_forward_hook(lambda _module, _inputs, output: seen.append(output.mT))
+    try:
+        yield seen
+    finally:
+        hook.remove()
 
 
 def _tell_lengths(model: Model, lengths: Sequence[int], longest: int, padded: bool) -> None:
@@ -277,6 +311,26 @@ def truncated(encoder: Encoder, deepest: int) -> Encoder:
     short = copy.deepcopy(model, shared)  # a copy of the structure alone
     short.encoder.layers = short.encoder.layers[:deepest]
     return replace(encoder, model=short)
+
+
+def same_front(one: Encoder, other: Encoder) -> bool:
+    """Whether the conv front ends of two encoders give the same for the same wave."""
+    if one.normalise != other.normalise:
+        return False
+    fronts = [encoder.model.feature_extractor for encoder in (one, other)]
+    weights = [front.state_dict() for front in fronts]
+    if {name: value.shape for name, value in weights[0].items()} != {
+        name: value.shape for name, value in weights[1].items()
+    }:
+        return False
+    wave_BS = torch.randn(1, SAMPLE_RATE // 10, generator=torch.Generator().manual_seed(0))
+    for encoder in (one, other):
+        _tell_lengths(encoder.model, [wave_BS.shape[1]], wave_BS.shape[1], padded=False)
+    with torch.no_grad():
+        given = [
+            front(wave_BS.to(next(front.parameters()).device)).float().cpu() for front in fronts
+        ]
+    return bool(torch.equal(*given))
 
 
 def scale_conv_gradients(model: Model, factor: float) -> None:

@@ -52,6 +52,7 @@ class Plan:
     choices: tuple[Choice, ...]
     stored: config.Stored | None = None  # form in which targets are kept; None runs the teacher
     stored_bytes: int = 0  # on disk
+    front_width: int = 0  # C of the front end's output where teacher and student share it, else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,10 +157,13 @@ def cap(where: str, settings: config.Train) -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, settings.memory_gib * 2**30 / there))
 
 
-def bytes_per_second(shape: HubertConfig, arithmetic: config.Precision) -> float:
+def bytes_per_second(
+    shape: HubertConfig, arithmetic: config.Precision, frozen_front: bool = False
+) -> float:
     """Memory that one second of audio takes in a training step, estimated from the student's shape.
 
-    The conv front end dominates: each of its outputs is kept, behind its norm and its GELU too.
+    The conv front end dominates where it is trained: each of its outputs is kept, behind its norm and its
+    GELU too.
     """
     size, rate, front = BYTES[arithmetic], float(SAMPLE_RATE), 0.0
     for index, (width, stride) in enumerate(zip(shape.conv_dim, shape.conv_stride, strict=True)):
@@ -167,6 +171,7 @@ def bytes_per_second(shape: HubertConfig, arithmetic: config.Precision) -> float
         normed = index == 0 or shape.feat_extract_norm == "layer"
         front += width * rate * size * (3 if normed else 2)
     layer = FRAME_RATE * size * (16 * shape.hidden_size + 3 * shape.intermediate_size)
+    front = 0.0 if frozen_front else front
     return float(front + layer * (shape.num_hidden_layers + 1))
 
 
@@ -185,7 +190,8 @@ def micro_seconds(
     longest: float,
 ) -> tuple[float, bool, tuple[Choice, ...]]:
     """How much audio is in memory at once, whether activations are recomputed, and why."""
-    each = bytes_per_second(student.model.config, arithmetic)
+    frozen = settings.train.freeze_front_end
+    each = bytes_per_second(student.model.config, arithmetic, frozen)
     each += bytes_passing((teacher or student).model.config, arithmetic)
     room = memory(where, settings.train)
     fits = MEMORY_SHARE * room / each
@@ -417,6 +423,16 @@ def decide(
             *choices,
         ),
     )
+
+
+def front_end(width: int) -> Choice:
+    """What becomes of a frozen front end whose output of that many channels is shared, or not with 0."""
+    why = (
+        "the teacher's serves both"
+        if width
+        else "the student hears something else: its own runs too"
+    )
+    return Choice(name="conv front end", value="frozen", reason=why)
 
 
 def again(kept: Mapping[str, Any]) -> Plan:

@@ -49,19 +49,20 @@ def live_mfcc(wave_BS: Tensor, lengths: Sequence[int]) -> list[Tensor]:
     return [mfcc(wave_BS, lengths)]
 
 
-def normalised(features: Targets) -> Targets:
-    """Features (B, T, D) brought to zero mean and unit variance over each clip's own frames.
+def normalised(features: Targets, count: int) -> Targets:
+    """The first `count` features, (B, T, D), with zero mean and unit variance over each clip's own frames.
+
+    What lies behind these is handed on.
 
     Source: van Niekerk et al., Interspeech 2021 (doi 10.21437/Interspeech.2021-1182): the mean over an
     utterance is where the speaker is.
     """
 
     def seen(wave_BS: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+        found = features(wave_BS, lengths)
         with torch.autocast(wave_BS.device.type, enabled=False):
-            return [
-                _over_time(feature_BTD.float(), lengths)
-                for feature_BTD in features(wave_BS, lengths)
-            ]
+            normed = [_over_time(feature_BTD.float(), lengths) for feature_BTD in found[:count]]
+        return [*normed, *found[count:]]
 
     return seen
 
@@ -75,11 +76,13 @@ def _over_time(feature_BTD: Tensor, lengths: Sequence[int]) -> Tensor:
 
 
 def live_units(features: Targets, codebook: Codebook) -> Targets:
-    """The units of those features: whole numbers (B, T) for each layer."""
+    """The units of those features: whole numbers (B, T) for each layer; what lies behind is handed on."""
+    count = len(codebook.centres)
 
     def units(wave_BS: Tensor, lengths: Sequence[int]) -> list[Tensor]:
         with torch.no_grad(), torch.autocast(wave_BS.device.type, enabled=False):
-            return codebook.units(features(wave_BS, lengths))
+            found = features(wave_BS, lengths)
+            return [*codebook.units(found[:count]), *found[count:]]
 
     return units
 

@@ -139,7 +139,7 @@ def _features(
         features="layers", layers=(chosen,), model=fingerprint(model.model), normalise=normalise
     )
     seen = LiveTargets(model, [chosen], device)
-    return (normalised(seen) if normalise else seen), source
+    return (normalised(seen, 1) if normalise else seen), source
 
 
 def _write(folder: Path, windows: Sequence[MonoCut], named: Mapping[str, list[int]]) -> None:

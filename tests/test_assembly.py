@@ -317,6 +317,68 @@ def test_noise_and_masks_are_finite_and_follow_the_step(changes: list[str]) -> N
     assert losses[0] != losses[2]
 
 
+FROZEN = "train.freeze_front_end=true"
+
+
+@pytest.mark.parametrize(
+    "changes", [[], ["objective.normalise=true"], ["objective.mask_probability=0.5"]]
+)
+@pytest.mark.parametrize("large", [False, True])
+def test_a_shared_front_end_changes_neither_loss_nor_gradients(
+    changes: list[str], large: bool
+) -> None:
+    recipe = quick("objective.layers=[1,4]", "student.dropout=0", FROZEN, *changes)
+    one = teacher(**(LARGE if large else {}))
+    losses, grads = [], []
+    for front in (False, True):
+        torch.manual_seed(0)
+        distiller, _ = assembly.build(one, recipe)
+        assert assembly.shared_front(one, distiller.student, recipe) == 16
+        seen = assembly.features(one, recipe.objective, front=front)
+        loss_of = assembly.loss_function(recipe, seen, lambda _: None, CPU, front)
+        torch.manual_seed(1)
+        loss = loss_of(distiller.train(), batch())
+        loss.total.backward()
+        losses.append(float(loss.total.detach()))
+        grads.append({name: p.grad for name, p in distiller.named_parameters()})
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    for name, grad in grads[0].items():
+        if name.startswith("model.feature_extractor."):
+            assert grad is None
+            assert grads[1][name] is None
+        elif grad is not None or "masked_spec" not in name:
+            torch.testing.assert_close(grads[1][name], grad, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "shared"),
+    [
+        ([FROZEN], 16),
+        ([FROZEN, "student.architecture=hubert"], 16),
+        ([FROZEN, "objective.name=units"], 16),
+        ([], 0),
+        ([FROZEN, "noise.probability=0.1"], 0),
+        ([FROZEN, "objective.part_seconds=[1,2]"], 0),
+        ([FROZEN, *NO_TEACHER], 0),
+    ],
+)
+def test_when_a_front_end_is_shared(changes: list[str], shared: int) -> None:
+    one, recipe = teacher(), quick(*changes)
+    distiller, _ = assembly.build(one, recipe)
+    assert assembly.shared_front(one, distiller.student, recipe) == shared
+    assert assembly.shared_front(None, distiller.student, recipe) == 0
+    with torch.no_grad():
+        distiller.model.feature_extractor.conv_layers[2].conv.weight.mul_(1.1)
+    assert assembly.shared_front(one, distiller.student, recipe) == 0
+
+
+@pytest.mark.parametrize("change", ["student.start=random", "student.architecture=thin-conv"])
+def test_a_front_end_that_begins_at_random_is_not_frozen(change: str) -> None:
+    with pytest.raises(DistilkitError, match="freeze_front_end") as caught:
+        assembly.build(teacher(), quick(FROZEN, change))
+    assembly.build(teacher(), quick(change, str(caught.value.hint).removeprefix("--set ")))
+
+
 def test_plain_distillation_is_the_loss_of_its_parts() -> None:
     """Neither noise nor masks: teacher's layers against heads on the student's last layer."""
     recipe = quick()

@@ -11,11 +11,13 @@ from formats import FAMILIES, family
 from transformers import AutoModel, HubertModel, Wav2Vec2FeatureExtractor
 
 from distilkit.encoder import (
+    FRONT,
     Encoder,
     encode,
     exact,
     frame_mask,
     prepare,
+    same_front,
     scale_conv_gradients,
     truncated,
 )
@@ -104,6 +106,45 @@ def test_exact_keeps_the_state_dict(changes: dict[str, object]) -> None:
     assert all(
         torch.equal(a, b) for a, b in zip(model.parameters(), stock.parameters(), strict=True)
     )
+
+
+@pytest.mark.parametrize("changes", [{}, LARGE])
+def test_a_front_end_does_not_run_where_its_output_is_known(changes: dict[str, object]) -> None:
+    encoder = Encoder(model=exact(make_model(**changes)), normalise=True)
+    own = encoder.model.feature_extractor
+    for lengths in (MIXED, (16_000, 16_000)):
+        clips = pad([0.3 + voice(n / 16_000 + 1e-6, n)[:n] for n in lengths])
+        layers = [FRONT, 0, 2, encoder.depth]
+        with torch.no_grad():
+            front_BTC, *wanted = encode(encoder, clips, lengths, layers)
+            again, *found = encode(
+                encoder, torch.zeros_like(clips), lengths, layers, front_BTC=front_BTC
+            )
+        assert front_BTC.shape == (len(lengths), wanted[0].shape[1], 16)
+        assert torch.equal(again, front_BTC)
+        for one, other in zip(wanted, found, strict=True):
+            assert torch.equal(one, other)
+        assert encoder.model.feature_extractor is own
+        assert not own._forward_hooks
+
+
+@pytest.mark.parametrize("changes", [{}, LARGE])
+def test_equal_front_ends_are_told_from_others(changes: dict[str, object]) -> None:
+    one = Encoder(model=exact(make_model(**changes)), normalise=False)
+    shallow = Encoder(
+        model=exact(make_model(**{**changes, "num_hidden_layers": 2})), normalise=False
+    )
+    shallow.model.feature_extractor.load_state_dict(one.model.feature_extractor.state_dict())
+    assert same_front(one, shallow)
+    assert not same_front(one, Encoder(model=one.model, normalise=True))
+    for other in ({"conv_dim": [16] * 6 + [24]}, {"conv_stride": (5, 2, 2, 2, 2, 4, 1)}):
+        model = make_model(**{**changes, **other})
+        if "conv_stride" in other:
+            model.feature_extractor.load_state_dict(one.model.feature_extractor.state_dict())
+        assert not same_front(one, Encoder(model=exact(model), normalise=False))
+    with torch.no_grad():
+        shallow.model.feature_extractor.conv_layers[6].conv.weight[3, 2, 1] += 0.1
+    assert not same_front(one, shallow)
 
 
 @pytest.mark.parametrize("changes", [{}, LARGE])

@@ -12,9 +12,10 @@ import soundfile
 import torch
 from conftest import make_model, quick, voice
 from lhotse import MonoCut
+from safetensors.torch import load_file
 from torch import Tensor
 
-from distilkit import batches, config, data, distill, plan, stored, teachers
+from distilkit import assembly, batches, config, data, distill, plan, stored, teachers
 from distilkit.batches import Schedule, in_order
 from distilkit.encoder import Encoder, exact
 from distilkit.errors import DistilkitError
@@ -378,6 +379,9 @@ def run(speech: Path, teacher: Path, out: Path, *changes: str) -> Path:
         ("objective.mask_probability=0.5",),
         ("objective.name=units", "objective.clusters=8"),
         ("objective.name=units", "objective.clusters=8", "objective.features=mfcc"),
+        ("train.freeze_front_end=true",),
+        ("train.freeze_front_end=true", "objective.name=units", "objective.clusters=8"),
+        ("train.freeze_front_end=true", "noise.probability=0.5"),
     ],
 )
 def test_stored_follows_live(
@@ -419,7 +423,37 @@ def test_stopped_while_the_teacher_runs_and_resumed(
         assert (out / name).read_bytes() == (whole / name).read_bytes()
 
 
-@pytest.mark.parametrize("student", ["student.architecture=paper", "student.start_layers=[3, 5]"])
+@pytest.mark.parametrize("changes", [(), ("objective.name=units", "objective.clusters=8")])
+def test_a_frozen_front_end_is_kept_and_computed_once(
+    speech: Path, teacher_folder: Path, tmp_path: Path, changes: tuple[str, ...]
+) -> None:
+    """With what the teacher's gave on the disk, with what it gives now, and with its own it is the same."""
+    frozen = ("train.freeze_front_end=true", *changes)
+    by = {
+        form: run(speech, teacher_folder, tmp_path / form, f"targets.store={form}", *frozen)
+        for form in ("none", "fp16")
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assembly, "shared_front", lambda *asked: 0)
+        by["own"] = run(speech, teacher_folder, tmp_path / "own", "targets.store=none", *frozen)
+    assert losses(by["none"]) == pytest.approx(losses(by["own"]), rel=1e-5)
+    assert losses(by["fp16"]) == pytest.approx(losses(by["own"]), rel=1e-3)
+    teacher = load_file(teacher_folder / "model.safetensors")
+    for form, folder in by.items():
+        plan = Run(folder).read()["plan"]
+        assert plan["front_width"] == (0 if form == "own" else 16)
+        said = next(row for row in plan["choices"] if row["name"] == "conv front end")
+        assert ("the teacher's" in said["reason"]) == (form != "own")
+        student = load_file(folder / "student" / "model.safetensors")
+        for name, value in student.items():
+            if name.startswith("feature_extractor."):
+                assert torch.equal(value, teacher[name])
+
+
+@pytest.mark.parametrize(
+    "student",
+    ["student.architecture=paper", "student.start_layers=[3, 5]", "train.freeze_front_end=true"],
+)
 def test_once_stored_no_teacher_is_loaded(
     speech: Path,
     teacher_folder: Path,

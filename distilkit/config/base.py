@@ -114,6 +114,13 @@ class Train(Section):
         float,
         Field(ge=0.0, le=1.0, description="Factor on the gradient that enters the conv front end."),
     ] = 0.1
+    freeze_front_end: Annotated[
+        bool,
+        Field(
+            description="Keep the conv front end as it is. A student that has its teacher's and hears what "
+            "the teacher hears then takes what that gave."
+        ),
+    ] = False
     precision: Annotated[
         Precision | Auto,
         Field(description="Arithmetic; `auto` takes bf16 where the device has it."),

@@ -202,7 +202,9 @@ class CtcTrain(Train):
             ge=0.0, lt=1.0, description="Share of the steps in which only the new head is trained."
         ),
     ] = 0.05
-    freeze_front_end: Annotated[bool, Field(description="Keep the conv front end as it is.")] = True
+    freeze_front_end: Annotated[
+        bool, Field(description="Keep the conv front end as it is; adapters always do.")
+    ] = True
     patience: Annotated[
         int,
         Field(

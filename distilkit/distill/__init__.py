@@ -93,8 +93,9 @@ def prepare(
     decided = plan.decide(
         settings, distiller.student, encoder, collection.train, settings.data.window_seconds
     )
+    shared = assembly.shared_front(encoder, distiller.student, settings)
     kept_in = Path(settings.targets.folder) if settings.targets.folder else run.folder
-    wide = keeping.widths(settings.objective, encoder.width if encoder else 0)
+    wide = keeping.widths(settings.objective, encoder.width if encoder else 0, shared)
     count = sum(frames(cut.num_samples) for cut in [*collection.train, *collection.valid])
     form, size, choice = plan.stored(
         settings.targets,
@@ -104,8 +105,14 @@ def prepare(
         kept_in,
         units=settings.objective.name == "units",
     )
-    choices = (*decided.choices, choice)
-    decided = replace(decided, stored=form, stored_bytes=size, choices=choices)
+    frozen = [plan.front_end(shared)] if settings.train.freeze_front_end else []
+    decided = replace(
+        decided,
+        stored=form,
+        stored_bytes=size,
+        front_width=shared,
+        choices=(*decided.choices, *frozen, choice),
+    )
     facts = {
         "kind": "distill",
         "distilkit": __version__,

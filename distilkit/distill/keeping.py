@@ -10,6 +10,7 @@ from lhotse import MonoCut
 from distilkit import assembly, codebooks, config, data, stored
 from distilkit.audio import frames
 from distilkit.distill.job import Job
+from distilkit.encoder import FRONT
 from distilkit.targets import Targets
 
 FOLDER = "targets"  # in a run folder
@@ -26,19 +27,20 @@ def kept(job: Job) -> stored.Kept:
         digest = hashlib.sha1(codebook.read_bytes(), usedforsecurity=False).hexdigest()
     return stored.Kept(
         model=told["fingerprint"] if told else "",
-        layers=tuple(assembly.target_layers(objective)),
+        layers=(*assembly.target_layers(objective), *([FRONT] if job.plan.front_width else [])),
         normalise=objective.normalise,
         codebook=digest,
         arithmetic="bf16" if job.plan.precision == "bf16" else "fp32",
         form=job.plan.stored,
-        widths=widths(objective, told["width"] if told else 0),
+        widths=widths(objective, told["width"] if told else 0, job.plan.front_width),
     )
 
 
-def widths(objective: config.Objective, teacher_width: int) -> tuple[int, ...]:
-    """The width of each target; 0 for units."""
+def widths(objective: config.Objective, teacher_width: int, front_width: int) -> tuple[int, ...]:
+    """The width of each target, 0 for units; behind them the front end's, where that is shared."""
     count = 1 if objective.features == "mfcc" else len(objective.layers)
-    return (0 if objective.name == "units" else teacher_width,) * count
+    each = 0 if objective.name == "units" else teacher_width
+    return (*[each] * count, *([front_width] if front_width else []))
 
 
 def place(job: Job) -> Path:

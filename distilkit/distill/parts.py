@@ -41,7 +41,8 @@ def assemble(
         distiller.model.set_attn_implementation("eager")  # the fused one goes back slowly there
     targets = targets or targets_of(job, accelerator, keep)
     noises = recordings(recipe.noise.folder) if recipe.noise.probability else lambda _: None
-    loss_of = assembly.loss_function(recipe, targets, noises, accelerator.device)
+    front = bool(job.plan.front_width)
+    loss_of = assembly.loss_function(recipe, targets, noises, accelerator.device, front)
     optimizer = loop.optimizer(distiller, recipe.train)
     return training.Parts(module=distiller, optimizer=optimizer, loss_of=loss_of), targets
 
@@ -52,7 +53,8 @@ def targets_of(job: Job, accelerator: Accelerator, keep: Path | None) -> Targets
     if job.teacher is None and objective.features == "layers":
         return _all_stored
     arithmetic = teacher_precision(accelerator, job.plan.precision)
-    seen = assembly.features(job.teacher, objective, accelerator.device, arithmetic)
+    front = bool(job.plan.front_width)
+    seen = assembly.features(job.teacher, objective, accelerator.device, arithmetic, front)
     if objective.name == "units":
         return live_units(seen, found_codebook(job, accelerator, seen, keep))
     return seen
@@ -62,7 +64,7 @@ def likely(job: Job, accelerator: Accelerator, recompute: bool) -> training.Part
     """The parts of a run whose targets mean nothing, and cost what they will: to try what fits."""
     tried = replace(job, plan=replace(job.plan, gradient_checkpointing=recompute))
     objective, told = job.recipe.objective, job.facts["teacher"]
-    wide = widths(objective, told["width"] if told else 0)
+    wide = widths(objective, told["width"] if told else 0, job.plan.front_width)
 
     def nothing(wave_S: Tensor) -> list[Tensor]:
         shape = (*wave_S.shape[:-1], frames(wave_S.shape[-1]))
@@ -75,7 +77,8 @@ def likely(job: Job, accelerator: Accelerator, recompute: bool) -> training.Part
         made, _ = assemble(tried, accelerator, targets=_all_stored)
         return replace(made, beside=lambda cut, wave_S: nothing(wave_S))
     arithmetic = teacher_precision(accelerator, job.plan.precision)
-    seen = assembly.features(job.teacher, objective, accelerator.device, arithmetic)
+    front = bool(job.plan.front_width)
+    seen = assembly.features(job.teacher, objective, accelerator.device, arithmetic, front)
 
     def units(wave_BS: Tensor, lengths: Sequence[int]) -> list[Tensor]:
         seen(wave_BS, lengths)
