@@ -57,8 +57,8 @@ def test_counting_leaves_the_model_alone() -> None:
 
 
 def test_models_take_turns_and_ratios_are_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that becomes twice as slow after each round changes no ratio."""
-    slow = {"a": 3.0, "b": 2.0}
+    """A machine whose speed changes between rounds changes no ratio; the median is of the ratios."""
+    slow = {"a": [3.0, 30.0, 6.0], "b": [2.0, 20.0, 1.0]}
     order: list[str] = []
 
     def forward(chosen: Encoder, wave: torch.Tensor, precision: str) -> object:
@@ -70,7 +70,7 @@ def test_models_take_turns_and_ratios_are_of_pairs(monkeypatch: pytest.MonkeyPat
     def timed(run: object, device: str) -> float:
         name = next(turn)
         order.append(name)
-        return slow[name] * 2 ** ((len(order) - 1) // 2)
+        return slow[name][(len(order) - 1) // 2]
 
     monkeypatch.setattr(bench, "_forward", forward)
     monkeypatch.setattr(bench, "_timed", timed)
@@ -79,7 +79,7 @@ def test_models_take_turns_and_ratios_are_of_pairs(monkeypatch: pytest.MonkeyPat
     assert [row.model for row in rows] == ["a", "b"]
     assert rows[0].ratio == 1.0
     assert rows[1].ratio == pytest.approx(1.5)
-    assert rows[1].spread == pytest.approx((1.5, 1.5))
+    assert rows[1].spread == pytest.approx((1.5, 6.0))
     assert rows[1].real_time == pytest.approx(4.0 / rows[1].forward)
 
 

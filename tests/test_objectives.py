@@ -58,9 +58,15 @@ def test_frames_behind_the_end_do_not_count() -> None:
     predicted, target = [random(2, 6, 8, seed=1)], [random(2, 6, 8, seed=2)]
     mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
     first = layerwise(predicted, target, mask, settings=ONE)
-    predicted[0][1, 4:], target[0][1, 4:] = 1e6, float("inf")
-    second = layerwise(predicted, target, mask, settings=ONE)
-    assert first.total == second.total
+    for value in (1e6, float("inf"), float("nan")):
+        predicted[0][1, 4:], target[0][1, 4:] = value, float("inf")
+        second = layerwise(predicted, target, mask, settings=ONE)
+        assert first.total == second.total
+        logits = random(2, 6, 5, seed=3)
+        unit = torch.ones(2, 6, dtype=torch.long)
+        third = units([logits], [unit], mask, settings=UNITS).total
+        logits[1, 4:] = value
+        assert units([logits], [unit], mask, settings=UNITS).total == third
 
 
 def test_low_precision_is_compared_in_fp32() -> None:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import soundfile
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from distilkit import assembly, batches, config, data, distill, plan, stored, teachers
 from distilkit.batches import Schedule, in_order
+from distilkit.distill import keeping
 from distilkit.encoder import Encoder, exact
 from distilkit.errors import DistilkitError
 from distilkit.runs import Run
@@ -185,6 +187,33 @@ def test_processes_share_the_work(
         wave = torch.from_numpy(cut.load_audio()[0])
         for a, b in zip(alone.read(cut, wave), first.read(cut, wave), strict=True):
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_each_process_of_a_run_computes_its_share(
+    speech: Path, teacher_folder: Path, tmp_path: Path, count: int
+) -> None:
+    recipe = quick("targets.store=fp16", "batches.micro_seconds=4")
+    job = distill.prepare(
+        [speech], teacher=str(teacher_folder), out=tmp_path / "run", recipe=recipe
+    )
+    teacher = LiveTargets(job.teacher, (4, 8, 12)) if job.teacher else pytest.fail("no teacher")
+    heard: list[int] = []
+
+    def counted(wave_BS: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+        heard.append(len(lengths))
+        return teacher(wave_BS, lengths)
+
+    windows = len([*job.train, *job.valid])
+    for index in range(count):
+        process = SimpleNamespace(
+            process_index=index, num_processes=count, device="cpu", wait_for_everyone=lambda: None
+        )
+        before = sum(heard)
+        keeping.filled(job, process, counted, lambda: False, data.untracked)  # type: ignore[arg-type]
+        assert windows // count - 4 <= sum(heard) - before <= windows // count + 4
+    assert sum(heard) == windows
+    assert not keeping.missing(job)
 
 
 # ---------------------------------------------------------------------------------- what is wrong
