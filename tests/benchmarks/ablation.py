@@ -1,4 +1,4 @@
-"""The paper's ablation at our scale: which heads, which distance, which start; and noise.
+"""The paper's ablation at our scale: which heads, which distance, which start; a frozen front end; and noise.
 
 Distils a student for each variant and seed from one teacher on one folder, with the recipe's other settings
 (`demo`: layer norm, windows heard in parts), and probes its last layer:
@@ -39,6 +39,7 @@ VARIANTS: dict[str, list[str]] = {
     "L1 without cosine": ["objective.cosine_weight=0"],
     "L2 + cosine": ["objective.l1_weight=0", "objective.l2_weight=1"],
     "L2 without cosine": ["objective.l1_weight=0", "objective.l2_weight=1", "objective.cosine_weight=0"],
+    "frozen conv front end": ["train.freeze_front_end=true"],
     "random start": ["student.start=random"],
     "units of 4, 8, 12": ["objective.name=units", "objective.normalise=true"],
     "noise-robust": ["noise.probability=0.7", "noise.snr=[0,20]"],
