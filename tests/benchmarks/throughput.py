@@ -8,6 +8,7 @@ the machine slows them all; ratios are of steps of the same round.
   length, padded, cropped to 15.6 s; its teacher whole and in fp32, its student in fp16 on a GPU.
 - `plain`: a loop over stock transformers as one would write it.
 - `live`: `distilkit distill` with `targets.store=none`; `stored`: with `fp16`. Computing the targets is told apart.
+- `live, frozen` and `stored, frozen`: the same with `train.freeze_front_end`, which is not the same training.
 
 python tests/benchmarks/throughput.py AUDIO --s3prl DIR [--rounds 5] [--clips 6] [--precision bf16] [--record]
 """
@@ -30,6 +31,7 @@ from record import record
 
 MOST = 250_000  # samples; the original's crop
 LAYERS = (4, 8, 12)
+OURS = ("live", "stored", "live, frozen", "stored, frozen")
 SIZES = {
     "base": {},
     "small": {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768, "conv_dim": [128] * 7},
@@ -165,7 +167,7 @@ def plain(asked: argparse.Namespace, device: str) -> Iterator[float]:
         yield float(lengths.sum()) / 16_000
 
 
-def ours(asked: argparse.Namespace, device: str, store: str) -> Iterator[float]:
+def ours(asked: argparse.Namespace, device: str, store: str, frozen: bool) -> Iterator[float]:
     """Steps of `distilkit distill`; yields the seconds of audio of each."""
     import torch
     from transformers import HubertConfig, HubertModel
@@ -185,7 +187,7 @@ def ours(asked: argparse.Namespace, device: str, store: str) -> Iterator[float]:
         changes = [
             "train.steps=100000", "train.validate_every=100000", "train.checkpoint_every=100000",
             f"batches.seconds={seconds}", f"train.precision={asked.precision}", f"train.device={device}",
-            f"targets.store={store}", "data.valid_fraction=0", "objective.layers=[4,8,12]", *asked.set,
+            f"targets.store={store}", f"train.freeze_front_end={str(frozen).lower()}", "data.valid_fraction=0", "objective.layers=[4,8,12]", *asked.set,
         ]  # fmt: skip
         recipe = config.load_recipe("paper", changes)
         job = distill.prepare(
@@ -212,8 +214,10 @@ def work(asked: argparse.Namespace) -> None:
     steps = {
         "original": lambda: original(asked, device),
         "plain": lambda: plain(asked, device),
-        "live": lambda: ours(asked, device, "none"),
-        "stored": lambda: ours(asked, device, "fp16"),
+        "live": lambda: ours(asked, device, "none", False),
+        "stored": lambda: ours(asked, device, "fp16", False),
+        "live, frozen": lambda: ours(asked, device, "none", True),
+        "stored, frozen": lambda: ours(asked, device, "fp16", True),
     }[asked.worker]()
     for _ in sys.stdin:
         began = time.perf_counter()
@@ -241,7 +245,7 @@ def main() -> None:
     if asked.worker:
         work(asked)
         return
-    names = [*(["original"] if asked.s3prl else []), "plain", "live", "stored"]
+    names = [*(["original"] if asked.s3prl else []), "plain", *OURS]
     workers = {
         name: subprocess.Popen(
             [sys.executable, __file__, *sys.argv[1:], "--worker", name],
