@@ -2,12 +2,15 @@
 
 import contextlib
 import gzip
+import io
 import json
 import os
 import resource
 import signal
+import tarfile
 import tempfile
 import tracemalloc
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -294,6 +297,125 @@ def test_what_is_not_a_manifest(folder: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(DistilkitError, match="is not a lhotse manifest of recordings or cuts"):
         collect([path], SETTINGS)
+
+
+# ------------------------------------------------------------------------------------- archives
+
+
+def pack(path: Path, *files: Path, **named: bytes) -> Path:
+    """A tar of files, and of others by name."""
+    with tarfile.open(path, "w") as tar:
+        for file in files:
+            tar.add(file, f"./{file.name}")
+        for name, content in named.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def sounds(found: Collection) -> dict[str, tuple[object, ...]]:
+    """By digest: the windows, and what is read there."""
+    said: dict[str, tuple[object, ...]] = {}
+    for cut in [*found.train, *found.valid]:
+        wave = cut.load_audio()[0]
+        key = f"{cut.custom['digest']}@{cut.start}"
+        said[key] = (len(wave), float(np.abs(wave).sum()))
+    return said
+
+
+@pytest.mark.parametrize("format", ["flac", "wav"])
+def test_shards_of_lhotse_hold_what_the_folder_holds(folder: Path, format: str) -> None:
+    settings = Data(window_seconds=3.0)
+    paths = [write(folder / f"{seed}.wav", seed, 1.0 + 2 * seed) for seed in range(4)]
+    paths.append(write(folder / "4.wav", 4, 1.5, rate=44_100))
+    cuts = CutSet.from_cuts(
+        MonoCut(
+            id=f"cut-{path.stem}", start=0, duration=soundfile.info(path).duration, channel=0,
+            recording=Recording.from_file(path, recording_id=path.stem),
+        )
+        for path in paths
+    )  # fmt: skip
+    shards = folder.parent / "shar"
+    shards.mkdir()
+    cuts.to_shar(shards, fields={"recording": format}, shard_size=2)
+    found, wanted = collect([shards], settings), collect([folder], settings)
+    assert sounds(found) == sounds(wanted)
+    assert ids(found) == {f"recording.00000{i // 2}.tar/cut-{i}.{format}" for i in range(5)}
+    assert found.formats == {f".{format}": 5}
+    assert Counter(item.reason for item in found.skipped) == {
+        "not an audio file (.json)": 5,
+        "not an audio file (.gz)": 3,
+    }
+    again = collect([shards], settings)
+    assert [cut.to_dict() for cut in again.train] == [cut.to_dict() for cut in found.train]
+
+
+def test_any_tar_is_looked_into(folder: Path) -> None:
+    files = [write(folder / "in" / f"{seed}.flac", seed) for seed in range(3)]
+    names = {
+        "a/0001.txt": b"hello",
+        "._0.wav": b"left by macOS",
+        "../../up.wav": files[0].read_bytes(),
+    }
+    shard = pack(folder / "b.tar", *files[:2], **names)
+    with tarfile.open(shard, "a") as tar:
+        inner = tarfile.TarInfo("folder.wav")
+        inner.type = tarfile.DIRTYPE
+        tar.addfile(inner)
+        link = tarfile.TarInfo("link.wav")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    pack(folder / ".hidden.tar", files[2])
+    found = collect([folder], SETTINGS)
+    assert ids(found) == {"b.tar/0.flac", "b.tar/1.flac", "in/2.flac"}
+    reasons = {item.path.removeprefix(f"{folder}/"): item.reason for item in found.skipped}
+    assert reasons == {
+        "b.tar/a/0001.txt": "not an audio file (.txt)",
+        "b.tar/._0.wav": "hidden: its name or its folder's begins with a dot",
+        "b.tar/../../up.wav": "same sound as b.tar/0.flac",
+        ".hidden.tar": "not an audio file (.tar)",
+        "in/0.flac": "same sound as b.tar/0.flac",
+        "in/1.flac": "same sound as b.tar/1.flac",
+    }
+    assert ids(collect([shard], SETTINGS)) == {"b.tar/0.flac", "b.tar/1.flac"}
+    assert not (folder.parent / "up.wav").exists()
+
+
+def test_a_damaged_archive_gives_what_it_holds(folder: Path) -> None:
+    files = [write(folder / "in" / f"{seed}.wav", seed) for seed in range(3)]
+    data = pack(folder / "whole.tar", *files).read_bytes()
+    (folder / "whole.tar").unlink()
+    (folder / "a.tar").write_bytes(data[: 2 * len(data) // 5])
+    (folder / "b.tar").write_bytes(b"no archive at all" * 100)
+    for file in files:
+        file.unlink()
+    found = collect([write(folder / "x.wav", 9), folder / "a.tar"], SETTINGS)
+    assert ids(found) == {"x.wav", "a.tar/0.wav"}
+    shown = {item.path.removeprefix(f"{folder}/"): item for item in found.skipped}
+    assert {item.kind for item in shown.values()} == {"unusable"}
+    assert "the archive ends after" in shown["a.tar/1.wav"].reason
+    assert shown["a.tar"].reason.startswith("not a whole archive")
+    with pytest.raises(DistilkitError, match="not a whole archive"):
+        collect([folder / "b.tar"], SETTINGS)
+
+
+def test_sound_in_an_archive_that_cannot_be_decoded_is_named_there(folder: Path) -> None:
+    shard = pack(
+        folder / "x.tar", write(folder / "a.wav"), **{"b.wav": b"RIFF but no more than that"}
+    )
+    (item,) = collect([shard], SETTINGS).skipped
+    assert item.path == f"{shard}/b.wav"
+    assert "cache" not in item.reason
+
+
+def test_who_wants_files_gets_the_archive(folder: Path) -> None:
+    shard = pack(folder / "x.tar", write(folder / "a.wav"))
+    assert [(item.path.name, item.audio) for item in find([folder])] == [
+        ("a.wav", True),
+        ("x.tar", False),
+    ]
+    assert [item.path for item in find([shard])] == [shard]
 
 
 # ------------------------------------------------------------------------------- usable or not

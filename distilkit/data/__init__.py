@@ -77,7 +77,7 @@ def survey(
     Raises:
         DistilkitError: an input is missing, or decoded copies cannot be written.
     """
-    found = list(find(inputs))
+    found = list(find(inputs, unpack=True))
     clips: list[Clip] = []
     skipped: list[Skipped] = []
     first: dict[str, str] = {}
@@ -117,7 +117,7 @@ def collect(
     """Read folders, files and lhotse manifests into training and validation windows.
 
     Args:
-        inputs: folders (searched in depth), audio files, or lhotse manifests.
+        inputs: folders (searched in depth, archives of sound too), audio files, or lhotse manifests.
         settings: window length, least length, share held out.
         seed: decides which recordings are held out.
         cache: where decoded copies go; the user's cache folder when None.

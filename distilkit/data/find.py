@@ -4,10 +4,12 @@ import os
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from distilkit.audio import SUFFIXES
+from distilkit.audio import SUFFIXES, AudioError
+from distilkit.data import archives
+from distilkit.data.archives import Held
 from distilkit.errors import DistilkitError, did_you_mean
 
 
@@ -15,9 +17,11 @@ from distilkit.errors import DistilkitError, did_you_mean
 class Found:
     """A file that may hold audio, and the id its recording gets."""
 
-    path: Path
+    path: Path  # of what lies in an archive the archive's, and its name in there
     id: str
     audio: bool  # whether its name says that it holds audio, or the user named it
+    held: Held | None = None  # where it is in an archive
+    problem: str = ""  # why it cannot be read, where that is known already
 
     @property
     def reason(self) -> str:
@@ -27,8 +31,12 @@ class Found:
         return f"not an audio file ({self.path.suffix.lower() or 'no suffix'})"
 
 
-def find(inputs: Sequence[str | Path]) -> Iterator[Found]:
+def find(inputs: Sequence[str | Path], *, unpack: bool = False) -> Iterator[Found]:
     """Every file under the inputs, each once, in a fixed order; links that go round are harmless.
+
+    Args:
+        inputs: folders, files, lhotse manifests.
+        unpack: whether to look into archives.
 
     Raises:
         DistilkitError: an input does not exist or cannot be reached, or is a manifest with sources
@@ -45,9 +53,31 @@ def find(inputs: Sequence[str | Path]) -> Iterator[Found]:
         except OSError as error:
             raise DistilkitError(f"cannot open `{root}`: {error.strerror}") from error
         for path, name, audio in _candidates(root, several, seen):
-            id = shown(name)
-            taken[id] += 1
-            yield Found(path=path, id=id if taken[id] == 1 else f"{id}#{taken[id]}", audio=audio)
+            there = Found(path=path, id=name, audio=audio)
+            inside = unpack and path.suffix.lower() == archives.SUFFIX and not _hidden(path, root)
+            for found in _unpacked(there) if inside else [there]:
+                id = shown(found.id)
+                taken[id] += 1
+                yield replace(found, id=id if taken[id] == 1 else f"{id}#{taken[id]}")
+
+
+def _hidden(path: Path, root: Path) -> bool:
+    """Whether a file below a folder, or a folder above it there, begins with a dot."""
+    below = path.relative_to(root).parts if path.is_relative_to(root) else ()
+    return any(part.startswith(".") for part in below)
+
+
+def _unpacked(archive: Found) -> Iterator[Found]:
+    """What lies in an archive; the archive itself only where it is damaged."""
+    try:
+        for held in archives.listed(archive.path):
+            name = Path(held.name)  # without the `./` that many begin with
+            hidden = any(part.startswith(".") and part != ".." for part in name.parts)
+            audio = name.suffix.lower() in SUFFIXES and not hidden
+            id = f"{archive.id}/{name.as_posix()}"
+            yield Found(path=archive.path / name, id=id, audio=audio, held=held)
+    except AudioError as error:
+        yield replace(archive, audio=True, problem=str(error))
 
 
 def shown(path: Path | str) -> str:
@@ -61,11 +91,10 @@ def _candidates(
     if root.is_dir():
         prefix = f"{root.resolve().name}/" if several else ""
         for path in _walk(root, seen):
-            relative = path.relative_to(root)
-            # What macOS, editors and trash bins leave begins with a dot.
-            hidden = any(part.startswith(".") for part in relative.parts)
             audio = path.suffix.lower() in SUFFIXES or path.is_dir()
-            yield path, prefix + relative.as_posix(), audio and not hidden
+            # What macOS, editors and trash bins leave begins with a dot.
+            hidden = _hidden(path, root)
+            yield path, prefix + path.relative_to(root).as_posix(), audio and not hidden
     elif root.name.endswith((".jsonl", ".jsonl.gz")):
         for path in dict.fromkeys(_manifest_files(root)):
             yield path, path.name, True

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from distilkit.data import tables
+from distilkit.data.archives import kept
 from distilkit.data.find import shown
 from distilkit.data.manifests import is_lhotse, is_shar, lhotse, shar
 from distilkit.data.scan import Skipped
@@ -24,7 +25,6 @@ from distilkit.data.sources import (
     anywhere,
     broken,
     inside,
-    kept,
     named,
     relative,
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distilkit.data import tables
+from distilkit.data.archives import kept
 from distilkit.data.find import shown
 from distilkit.data.scan import Skipped
 from distilkit.data.sources import (
@@ -21,7 +22,6 @@ from distilkit.data.sources import (
     Utterance,
     anywhere,
     broken,
-    kept,
 )
 from distilkit.errors import DistilkitError
 

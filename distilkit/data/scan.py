@@ -14,6 +14,7 @@ import soundfile
 
 from distilkit import config
 from distilkit.audio import BLOCK_SECONDS, SAMPLE_RATE, AudioError, Samples, decode
+from distilkit.data import archives
 from distilkit.data.find import Found, shown
 from distilkit.errors import DistilkitError
 from distilkit.runs import discard
@@ -60,25 +61,29 @@ def scan(found: Iterable[Found], settings: config.Data, cache: Path) -> Iterator
         if not item.audio:
             yield Skipped(path=shown(item.path), reason=item.reason, kind="not audio")
             continue
+        path = item.path
         try:
-            yield _scan_file(item, settings, cache)
+            if item.problem:
+                raise AudioError(item.problem)
+            path = _file(item, cache)
+            yield _scan_file(item, path, settings, cache)
         except AudioError as error:
-            reason = shown(error.about(item.path))
+            reason = shown(error.about(path))
             yield Skipped(path=shown(item.path), reason=reason, kind="unusable")
 
 
-def _scan_file(item: Found, settings: config.Data, cache: Path) -> Clip:
-    path, measure = item.path, _Measure(settings)
+def _scan_file(item: Found, origin: Path, settings: config.Data, cache: Path) -> Clip:
+    path, measure = origin, _Measure(settings)
     sound = decode(path)
     in_place = sound.header is not None and sound.header.exact
     if in_place:
         for block in sound.blocks:
             measure.add(block)
     if not in_place or sound.repaired:
-        path, measure = _copy_path(item.path, cache), _Measure(settings)
+        path, measure = _copy_path(origin, cache), _Measure(settings)
         if not _read_copy(path, measure):
             measure = _Measure(settings)
-            _write_copy(decode(item.path).blocks, path, measure)
+            _write_copy(decode(origin).blocks, path, measure)
     windows = measure.finish()
     seconds = measure.samples / SAMPLE_RATE
     if not measure.samples:
@@ -95,6 +100,14 @@ def _scan_file(item: Found, settings: config.Data, cache: Path) -> Clip:
         windows=tuple(windows),
         digest=measure.digest.hexdigest(),
     )
+
+
+def _file(item: Found, cache: Path) -> Path:
+    """The file itself; of what lies in an archive its bytes, kept under `cache`."""
+    if item.held is None:
+        return item.path
+    name = f"{item.held.archive.resolve()}/{item.held.name}"
+    return archives.kept(archives.read(item.held), name, cache)
 
 
 def _copy_path(path: Path, cache: Path) -> Path:

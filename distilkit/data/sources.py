@@ -1,6 +1,5 @@
 """An input of transcribed data: the files below it, and the utterances that readers find in it."""
 
-import hashlib
 import os
 import unicodedata
 from dataclasses import dataclass
@@ -9,8 +8,6 @@ from pathlib import Path
 from distilkit.audio import SUFFIXES
 from distilkit.data.find import Found, find, shown
 from distilkit.data.scan import Skipped
-from distilkit.errors import DistilkitError
-from distilkit.runs import discard
 
 NO_AUDIO = "no audio"  # kinds of what is left out
 NO_TEXT = "no text"
@@ -130,29 +127,3 @@ def broken(path: Path, line: int, error: Exception) -> Skipped:
     elif not isinstance(error, ValueError):
         said = "not a row of such a table"
     return Skipped(path=shown(path), reason=f"line {line}: {said}", kind=BROKEN)
-
-
-def kept(sound: bytes, name: str, cache: Path) -> Path:
-    """Sound out of an archive as a file in the cache, named after where it came from.
-
-    Raises:
-        DistilkitError: it cannot be written.
-    """
-    origin = name.encode("utf-8", "surrogateescape") + b"\0"
-    digest = hashlib.sha256(origin + sound).hexdigest()[:32]
-    path = cache / digest[:2] / digest
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        if not path.is_file() or path.stat().st_size != len(sound):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                beside.write_bytes(sound)
-                os.replace(beside, path)
-            finally:
-                discard(beside)
-    except OSError as error:
-        raise DistilkitError(
-            f"cannot keep audio in `{cache}`: {error.strerror or error}",
-            "DISTILKIT_CACHE=FOLDER, with a folder that can be written and has room",
-        ) from error
-    return path

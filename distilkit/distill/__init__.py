@@ -93,26 +93,7 @@ def prepare(
     decided = plan.decide(
         settings, distiller.student, encoder, collection.train, settings.data.window_seconds
     )
-    shared = assembly.shared_front(encoder, distiller.student, settings)
-    kept_in = Path(settings.targets.folder) if settings.targets.folder else run.folder
-    wide = keeping.widths(settings.objective, encoder.width if encoder else 0, shared)
-    count = sum(frames(cut.num_samples) for cut in [*collection.train, *collection.valid])
-    form, size, choice = plan.stored(
-        settings.targets,
-        decided.steps,
-        decided.steps_per_pass,
-        lambda form: count * stored.bytes_per_frame(form, wide),
-        kept_in,
-        units=settings.objective.name == "units",
-    )
-    frozen = [plan.front_end(shared)] if settings.train.freeze_front_end else []
-    decided = replace(
-        decided,
-        stored=form,
-        stored_bytes=size,
-        front_width=shared,
-        choices=(*decided.choices, *frozen, choice),
-    )
+    decided = _kept(decided, settings, encoder, distiller.student, collection, run)
     facts = {
         "kind": "distill",
         "distilkit": __version__,
@@ -147,6 +128,36 @@ def prepare(
         collection=collection,
     )
     return _settled(job)
+
+
+def _kept(
+    decided: plan.Plan,
+    settings: config.Recipe,
+    teacher: Encoder | None,
+    student: Encoder,
+    collection: data.Collection,
+    run: Run,
+) -> plan.Plan:
+    """The plan with what becomes of a frozen front end, and whether targets are stored."""
+    shared = assembly.shared_front(teacher, student, settings)
+    wide = keeping.widths(settings.objective, teacher.width if teacher else 0, shared)
+    count = sum(frames(cut.num_samples) for cut in [*collection.train, *collection.valid])
+    form, size, choice = plan.stored(
+        settings.targets,
+        decided.steps,
+        decided.steps_per_pass,
+        lambda form: count * stored.bytes_per_frame(form, wide),
+        Path(settings.targets.folder) if settings.targets.folder else run.folder,
+        units=settings.objective.name == "units",
+    )
+    frozen = [plan.front_end(shared)] if settings.train.freeze_front_end else []
+    return replace(
+        decided,
+        stored=form,
+        stored_bytes=size,
+        front_width=shared,
+        choices=(*decided.choices, *frozen, choice),
+    )
 
 
 def _settled(job: Job) -> Job:

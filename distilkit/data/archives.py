@@ -1,0 +1,83 @@
+"""Sound that lies in archives: shards of lhotse Shar or WebDataset, or any other tar."""
+
+import hashlib
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from distilkit.audio import AudioError
+from distilkit.errors import DistilkitError
+from distilkit.runs import discard
+
+SUFFIX = ".tar"  # not compressed: what is inside can be reached without reading all before it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """A file inside an archive."""
+
+    archive: Path
+    name: str
+    at: int  # bytes from the archive's beginning
+    size: int  # bytes
+
+
+def listed(archive: Path) -> Iterator[Held]:
+    """The files in a tar, in its order.
+
+    Raises:
+        AudioError: it is none, or ends too early; what lies before has been yielded.
+    """
+    try:
+        with tarfile.open(archive, "r:") as tar:
+            for member in tar:
+                if member.isreg() and not member.issparse():
+                    at, size = member.offset_data, member.size
+                    yield Held(archive=archive, name=member.name, at=at, size=size)
+    except (tarfile.TarError, OSError, ValueError) as error:
+        raise AudioError(f"not a whole archive: {error}") from error
+
+
+def read(held: Held) -> bytes:
+    """The bytes of a file inside an archive.
+
+    Raises:
+        AudioError: the archive ends before they do, or cannot be read.
+    """
+    try:
+        with held.archive.open("rb") as file:
+            file.seek(held.at)
+            found = file.read(held.size)
+    except OSError as error:
+        raise AudioError(error.strerror or str(error)) from error
+    if len(found) < held.size:
+        raise AudioError(f"the archive ends after {len(found)} of its {held.size} bytes")
+    return found
+
+
+def kept(sound: bytes, name: str, cache: Path) -> Path:
+    """Sound out of an archive as a file in the cache, named after where it came from.
+
+    Raises:
+        DistilkitError: it cannot be written.
+    """
+    origin = name.encode("utf-8", "surrogateescape") + b"\0"
+    digest = hashlib.sha256(origin + sound).hexdigest()[:32]
+    path = cache / digest[:2] / digest
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        if not path.is_file() or path.stat().st_size != len(sound):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                beside.write_bytes(sound)
+                os.replace(beside, path)
+            finally:
+                discard(beside)
+    except OSError as error:
+        raise DistilkitError(
+            f"cannot keep audio in `{cache}`: {error.strerror or error}",
+            "DISTILKIT_CACHE=FOLDER, with a folder that can be written and has room",
+        ) from error
+    return path
