@@ -39,7 +39,7 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One optimizer step. All but `seconds` is the same on every equal run."""
+    """One optimizer step. All but `seconds` and `waited` is the same on every equal run."""
 
     number: int  # from 1
     loss: float  # mean per frame
@@ -48,6 +48,7 @@ class Step:
     learning_rate: float
     audio_seconds: float
     seconds: float  # of wall-clock time
+    waited: float = 0.0  # of these, for audio
     updated: bool = True  # False where fp16 overflowed and the step was left out
     lowered: float = 0.0  # seconds in memory at once from here on, where memory had run out
     valid: dict[str, float] = field(default_factory=dict)  # means per frame, where validated
@@ -164,7 +165,9 @@ def fit(
         for group in optimizer.param_groups:
             begun = number > group.get("after", 0)
             group["lr"] = rate * group.get("scale", 1.0) * begun
+        waiting = time.perf_counter()
         given, before = next(batches), room.seconds
+        waited = time.perf_counter() - waiting
         counted = _over_ranks(
             accelerator,
             [sum(batch.frames for batch in given), sum(batch.seconds for batch in given)],
@@ -205,6 +208,7 @@ def fit(
             learning_rate=rate,
             audio_seconds=counted[1],
             seconds=time.perf_counter() - began,
+            waited=waited,
             updated=not skipped,
             lowered=room.seconds if room.seconds < before else 0.0,
         )

@@ -321,5 +321,6 @@ def _speed(step: loop.Step, where: str) -> dict[str, Any]:
     return {
         "step": step.number,
         "seconds": round(step.seconds, 4),
+        "waited": round(step.waited, 4),
         "peak_gib": round(plan.peak_gib(where), 3),
     }

@@ -5,6 +5,7 @@ import platform
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,10 @@ import pytest
 import torch
 from conftest import make_model, quick, voice
 
-from distilkit import config, loop
+from distilkit import config, loop, plan
 from distilkit.assembly import build, loss_function
 from distilkit.batches import Batch, load
+from distilkit.cli import console, course
 from distilkit.data import collect
 from distilkit.encoder import Encoder, exact
 from distilkit.errors import DistilkitError
@@ -377,3 +379,39 @@ def test_freed_memory_is_used_again() -> None:
         counts[how] = int(done.stdout)
     assert counts["kept"] < 1_000
     assert counts["given back"] > 50_000
+
+
+def test_waiting_for_audio_is_told_apart() -> None:
+    def slow() -> Iterator[list[Batch]]:
+        for _ in range(3):
+            time.sleep(0.2)
+            yield [batch([0])]
+
+    for step in Setting().fit(slow(), 0, 3):
+        assert 0.2 <= step.waited < step.seconds
+
+
+@pytest.mark.parametrize(
+    ("device", "waited", "said"), [("cuda", 0.3, True), ("cuda", 0.05, False), ("cpu", 0.3, False)]
+)
+def test_a_gpu_that_waits_for_audio_is_told_of(
+    device: str, waited: float, said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(console, "say", lines.append)
+    monkeypatch.setattr(plan, "peak_gib", lambda device: 0.0)
+    decided = plan.Plan(
+        steps=4, steps_per_pass=1, micro_seconds=4.0, workers=3, precision="fp32", device=device,
+        gradient_checkpointing=False, choices=(),
+    )  # fmt: skip
+    watch = course.Watch(decided)
+    for number in range(1, 5):
+        watch(
+            loop.Step(
+                number=number, loss=1.0, parts={}, grad_norm=1.0, learning_rate=0.1, audio_seconds=4.0,
+                seconds=1.0, waited=waited,
+            )
+        )  # fmt: skip
+    watch.say_waited()
+    assert any("30% of the time" in line and "workers=6" in line for line in lines) == said
+    assert said or not any("waiting" in line for line in lines)

@@ -29,6 +29,7 @@ class Job(Protocol):
         """What run.json says."""
 
 
+MOST_WAITED = 0.1  # of the time, for audio, above which that is said
 UNITS = {"": 1.0, "mb": 2.0**-10, "mib": 2.0**-10, "gb": 1.0, "gib": 1.0, "tb": 2.0**10}  # GiB
 
 
@@ -123,6 +124,7 @@ def follow(
     with console.stopping() as stop, Watch(job.plan) as watch:
         for step in train(stop):
             watch(step)
+    watch.say_waited()
     if stop.asked and not job.run.finished:
         done = watch.number or job.run.done
         said = f"saved after step {done} of {job.plan.steps}"
@@ -167,6 +169,7 @@ class Watch:
         self._shown = 0.0
         self._began = 0.0  # of the first step; what is found beforehand does not count
         self._done = 0
+        self._seconds = self._waited = 0.0
         self.number = 0  # of the newest step
 
     def __enter__(self) -> "Watch":
@@ -182,6 +185,8 @@ class Watch:
         from distilkit.plan import clock, peak_gib
 
         steps, self._done, self.number = self._plan.steps, self._done + 1, step.number
+        self._seconds += step.seconds
+        self._waited += step.waited
         loss = f"loss {step.loss:.4f}" + (f" ({_parts(step.parts)})" if step.parts else "")
         numbers = (
             f"{loss}  {step.audio_seconds / step.seconds:.1f} s/s  "
@@ -211,3 +216,15 @@ class Watch:
             left = (now - self._began) / self._done * (steps - step.number)
             console.say(f"step {step.number} of {steps}: {numbers}  left {clock(left)}")
             self._shown = now
+
+    def say_waited(self) -> None:
+        """Say so where a GPU waited for audio for long."""
+        from distilkit.cli import console
+
+        share = self._waited / self._seconds if self._seconds else 0.0
+        if self._plan.device != "cpu" and share > MOST_WAITED:
+            workers = 2 * max(1, self._plan.workers)
+            console.say(
+                f"{share:.0%} of the time went into waiting for audio; --set batches.workers={workers} may "
+                "help, and recordings as WAV are read faster than compressed ones"
+            )
