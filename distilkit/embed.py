@@ -22,7 +22,13 @@ from distilkit import config
 from distilkit.audio import FRAME_SAMPLES, HOP_SAMPLES, SAMPLE_RATE, Samples, decode, frames
 from distilkit.batches import in_order
 from distilkit.data import Found, Skipped, Tracker, find, untracked
-from distilkit.encoder import Encoder, encode, fingerprint
+from distilkit.encoder import (
+    Encoder,
+    cpu_seconds,
+    encode,
+    fingerprint,
+    keep_freed_memory,
+)
 from distilkit.errors import DistilkitError
 from distilkit.runs import discard, replacing, write_text
 
@@ -125,6 +131,8 @@ def embed(
     else:
         outputs = _output_names(found)
         done = _reopen(folder, settings, target)
+    if device == "cpu":
+        keep_freed_memory()
     encoder.model.to(device).eval()
     embedded: list[Embedded] = []
     skipped: list[Skipped] = []
@@ -169,6 +177,7 @@ def _embed_all(
     device: str,
 ) -> Iterator[Embedded | Skipped]:
     waiting: list[tuple[Found, Samples]] = []
+    most = cpu_seconds(encoder.model, BATCH_SECONDS) if device == "cpu" else BATCH_SECONDS
 
     def write(item: Found, pieces: Iterator[Frames], samples: Callable[[], int]) -> Embedded:
         shape = _write(folder / outputs[item.id], pieces, stacked, pool)
@@ -183,7 +192,7 @@ def _embed_all(
 
     def flush() -> Iterator[Embedded]:
         clips = [clip for _, clip in waiting]
-        for chosen in in_order([len(clip) for clip in clips], BATCH_SECONDS):
+        for chosen in in_order([len(clip) for clip in clips], most):
             results = encode_clips([clips[i] for i in chosen], encoder, layers, device)
             for i, result_LTD in zip(chosen, results, strict=True):
                 yield write(waiting[i][0], iter([result_LTD]), clips[i].__len__)

@@ -4,12 +4,11 @@ It owns no data, no model and no files: it draws batches, back-propagates, updat
 happened. The caller shows, logs, validates, saves or stops.
 """
 
-import ctypes
 import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,10 +20,10 @@ from torch import Tensor, nn
 
 from distilkit import config
 from distilkit.batches import Batch, Beside, out_of_memory, whole
+from distilkit.encoder import keep_freed_memory
 from distilkit.errors import DistilkitError
 from distilkit.objectives import Loss
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 MAX_OVERFLOWS = 20  # fp16 steps in a row that may be skipped while the loss scale settles
 
 
@@ -69,18 +68,6 @@ def accelerator(device: str, precision: config.Precision) -> Accelerator:
     return Accelerator(
         cpu=device == "cpu", mixed_precision="no" if precision == "fp32" else precision
     )
-
-
-def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees, for the next tensor of that size.
-
-    glibc asks the system for every large block and gives it back, and the system clears each anew,
-    which takes time in every step. Other C libraries are left as they are.
-    """
-    with suppress(OSError, AttributeError):
-        glibc = ctypes.CDLL("libc.so.6")
-        glibc.mallopt(M_MMAP_MAX, 0)
-        glibc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def learning_rate(number: int, steps: int, settings: config.Train) -> float:

@@ -15,11 +15,12 @@ from transformers import HubertConfig
 from distilkit import config
 from distilkit.audio import FRAME_RATE, SAMPLE_RATE
 from distilkit.batches import Schedule
-from distilkit.encoder import Encoder
+from distilkit.encoder import Encoder, cpu_seconds
 from distilkit.errors import DistilkitError
 
 MEMORY_SHARE = 0.5  # of what is free, for the activations of one micro-batch
-CPU_MICRO_SECONDS = 64.0  # more at once is no faster on a processor
+CPU_MICRO_SECONDS = 64.0  # more at once is no faster on a processor, whatever the model
+CPU_FORWARDS = 4  # as much is in memory at once in training as a forward pass alone is fastest with
 CHECKPOINTING_BELOW = 4  # windows in memory at once below which recomputing pays
 LEAST_GAIN = 0.03  # in time, for which twice as much is kept in memory
 IN_MEMORY, CHECKPOINTING = "in memory at once", "gradient checkpointing"
@@ -204,7 +205,9 @@ def micro_seconds(
     if asked != "auto":
         chosen = asked
     else:
-        most = CPU_MICRO_SECONDS if where == "cpu" else settings.batches.seconds
+        most = settings.batches.seconds
+        if where == "cpu":
+            most = CPU_FORWARDS * cpu_seconds(student.model, CPU_MICRO_SECONDS / CPU_FORWARDS)
         chosen = max(longest, min(most, settings.batches.seconds, fits * (3 if recompute else 1)))
         why = f"about {each * chosen / 2**30:.1f} GiB of activations"
     return (
