@@ -17,6 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from record import RESULTS, record
 
@@ -69,13 +70,14 @@ def folders(place: Path, people: int, mixed: bool) -> tuple[Path, Path]:
 
 def table() -> None:
     """Print what was recorded, a line for each way to train: means over seeds, least and most."""
-    found: dict[tuple[object, ...], list[dict[str, dict[str, float]]]] = {}
+    found: dict[tuple[object, ...], list[dict[str, Any]]] = {}
     for line in (RESULTS / "recognition.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        keys = ("how", "kind", "people", "mixed", "set", "train_minutes")
+        keys = ("how", "kind", "people", "mixed", "set")
         found.setdefault(tuple(str(row[key]) for key in keys), []).append(row)
     for key, seeds in found.items():
-        shown = []
+        minutes = [row["train_minutes"] for row in seeds]
+        shown = [f"minutes {mean(minutes):.1f}"]
         for label in ("greedy", "lm"):
             rates = [100 * row[label]["wer"] for row in seeds]
             shown.append(f"{label} {mean(rates):.1f}% ({min(rates):.1f} to {max(rates):.1f})")
