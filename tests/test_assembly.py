@@ -173,9 +173,14 @@ class Spy(nn.Module):
         self.heard: list[tuple[Tensor, Tensor | None]] = []
 
     def forward(
-        self, wave_BS: Tensor, lengths: Sequence[int], hidden_BT: Tensor | None = None
+        self,
+        wave_BS: Tensor,
+        lengths: Sequence[int],
+        hidden_BT: Tensor | None = None,
+        front_BTC: Tensor | None = None,
     ) -> list[Tensor]:
         assert not torch.is_autocast_enabled("cpu")
+        assert front_BTC is None
         self.heard.append((wave_BS, hidden_BT))
         return [torch.zeros(len(lengths), 29, 8)]
 

@@ -18,9 +18,7 @@ DEFAULT_RECIPE = "personal"
 def distill(
     audio: Annotated[
         list[str] | None,
-        typer.Argument(
-            help="Folders, audio files, archives, lhotse manifests.", show_default=False
-        ),
+        typer.Argument(help="Folders, files, archives, lhotse manifests.", show_default=False),
     ] = None,
     teacher: Annotated[
         str,

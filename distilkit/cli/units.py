@@ -7,9 +7,7 @@ import typer
 
 
 def units(
-    audio: Annotated[
-        list[str], typer.Argument(help="Folders, audio files, archives, lhotse manifests.")
-    ],
+    audio: Annotated[list[str], typer.Argument(help="Folders, files, archives, lhotse manifests.")],
     out: Annotated[Path, typer.Option(help="Folder to write.", show_default=False)],
     model: Annotated[
         str | None,
