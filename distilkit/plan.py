@@ -433,7 +433,7 @@ def front_end(width: int) -> Choice:
     why = (
         "the teacher's serves both"
         if width
-        else "the student hears something else: its own runs too"
+        else "the student's own runs too: it is another, or hears something else"
     )
     return Choice(name="conv front end", value="frozen", reason=why)
 

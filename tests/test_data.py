@@ -374,6 +374,7 @@ def test_any_tar_is_looked_into(folder: Path) -> None:
         "b.tar/a/0001.txt": "not an audio file (.txt)",
         "b.tar/._0.wav": "hidden: its name or its folder's begins with a dot",
         "b.tar/../../up.wav": "same sound as b.tar/0.flac",
+        "b.tar/link.wav": "a link, or no plain file, in an archive",
         ".hidden.tar": "not an audio file (.tar)",
         "in/0.flac": "same sound as b.tar/0.flac",
         "in/1.flac": "same sound as b.tar/1.flac",
@@ -387,15 +388,18 @@ def test_a_damaged_archive_gives_what_it_holds(folder: Path) -> None:
     data = pack(folder / "whole.tar", *files).read_bytes()
     (folder / "whole.tar").unlink()
     (folder / "a.tar").write_bytes(data[: 2 * len(data) // 5])
+    pack(folder / "c.tar")
     (folder / "b.tar").write_bytes(b"no archive at all" * 100)
     for file in files:
         file.unlink()
-    found = collect([write(folder / "x.wav", 9), folder / "a.tar"], SETTINGS)
-    assert ids(found) == {"x.wav", "a.tar/0.wav"}
+    named = [write(folder / f"{name}.wav", seed) for seed, name in enumerate("xyz", 9)]
+    found = collect([*named, folder / "a.tar", folder / "c.tar"], SETTINGS)
+    assert ids(found) == {"x.wav", "y.wav", "z.wav", "a.tar/0.wav"}
     shown = {item.path.removeprefix(f"{folder}/"): item for item in found.skipped}
     assert {item.kind for item in shown.values()} == {"unusable"}
     assert "the archive ends after" in shown["a.tar/1.wav"].reason
     assert shown["a.tar"].reason.startswith("not a whole archive")
+    assert shown["c.tar"].reason == "an archive without files"
     with pytest.raises(DistilkitError, match="not a whole archive"):
         collect([folder / "b.tar"], SETTINGS)
 

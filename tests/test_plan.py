@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Run, quick
+from conftest import Run, make_model, quick
+from transformers import HubertConfig
 
 from distilkit import distill, loop, plan, training
 from distilkit.cli import course
+from distilkit.encoder import Encoder, exact
 from distilkit.errors import DistilkitError
 from distilkit.plan import Trial
 
@@ -202,3 +204,25 @@ def test_less_memory_is_less_at_once(run: Run, speech: Path, teacher_folder: Pat
     code, _, err = run(*asked, "--out", "d", "--vram", "100TB")
     assert code == 1
     assert "is more than the" in err
+
+
+@pytest.mark.parametrize(("channels", "seconds"), [(512, 32.0), (256, 64.0), (128, 64.0)])
+def test_on_a_processor_wide_models_take_less_at_once(
+    channels: int, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "memory", lambda *asked: 1000 * GIB)
+    student = Encoder(model=exact(make_model(conv_dim=[channels] + [16] * 6)), normalise=False)
+    recipe = quick("batches.micro_seconds=auto", "batches.seconds=375")
+    found, _, _ = plan.micro_seconds(recipe, student, None, "cpu", "fp32", 15.0)
+    assert found == seconds
+    elsewhere, _, _ = plan.micro_seconds(recipe, student, None, "mps", "fp32", 15.0)
+    assert elsewhere == 375
+
+
+def test_a_frozen_front_end_takes_little_memory() -> None:
+    shape = HubertConfig(num_hidden_layers=2)
+    trained = plan.bytes_per_second(shape, "fp32")
+    frozen = plan.bytes_per_second(shape, "fp32", frozen_front=True)
+    # the first convolution alone: 3,200 frames of 512 channels, behind its norm and its GELU too
+    assert trained - frozen > 3 * 3_200 * 512 * 4
+    assert frozen < trained / 3

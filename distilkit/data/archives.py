@@ -22,22 +22,33 @@ class Held:
     name: str
     at: int  # bytes from the archive's beginning
     size: int  # bytes
+    problem: str = ""  # why it cannot be read
 
 
 def listed(archive: Path) -> Iterator[Held]:
-    """The files in a tar, in its order.
+    """The files in a tar, in its order; folders are none.
 
     Raises:
-        AudioError: it is none, or ends too early; what lies before has been yielded.
+        AudioError: it is none, is empty, or ends too early; what lies before has been yielded.
     """
+    empty = True
     try:
         with tarfile.open(archive, "r:") as tar:
             for member in tar:
-                if member.isreg() and not member.issparse():
-                    at, size = member.offset_data, member.size
-                    yield Held(archive=archive, name=member.name, at=at, size=size)
+                if not member.isdir():
+                    empty = False
+                    whole = member.isreg() and not member.issparse()
+                    yield Held(
+                        archive=archive,
+                        name=member.name,
+                        at=member.offset_data,
+                        size=member.size,
+                        problem="" if whole else "a link, or no plain file, in an archive",
+                    )
     except (tarfile.TarError, OSError, ValueError) as error:
         raise AudioError(f"not a whole archive: {error}") from error
+    if empty:
+        raise AudioError("an archive without files")
 
 
 def read(held: Held) -> bytes:

@@ -75,7 +75,8 @@ def _unpacked(archive: Found) -> Iterator[Found]:
             hidden = any(part.startswith(".") and part != ".." for part in name.parts)
             audio = name.suffix.lower() in SUFFIXES and not hidden
             id = f"{archive.id}/{name.as_posix()}"
-            yield Found(path=archive.path / name, id=id, audio=audio, held=held)
+            path = archive.path / name
+            yield Found(path=path, id=id, audio=audio, held=held, problem=held.problem)
     except AudioError as error:
         yield replace(archive, audio=True, problem=str(error))
 
