@@ -6,6 +6,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import signal
 import tarfile
 import tempfile
@@ -22,7 +23,7 @@ from lhotse import AudioSource, CutSet, MonoCut, Recording, RecordingSet
 from distilkit import data
 from distilkit.audio import SAMPLE_RATE, decode, load
 from distilkit.config import Data
-from distilkit.data import Clip, Collection, Skipped, collect, find, scan, split
+from distilkit.data import Clip, Collection, Skipped, archives, collect, find, scan, split
 from distilkit.data.scan import _Measure, cache_folder
 from distilkit.errors import DistilkitError
 
@@ -411,6 +412,31 @@ def test_sound_in_an_archive_that_cannot_be_decoded_is_named_there(folder: Path)
     (item,) = collect([shard], SETTINGS).skipped
     assert item.path == f"{shard}/b.wav"
     assert "cache" not in item.reason
+
+
+def test_sound_out_of_an_archive_is_kept_whole(folder: Path, cache: Path) -> None:
+    files = [write(folder / f"{seed}.wav", seed) for seed in range(2)]
+    shard = pack(folder.parent / "x.tar", *files)
+    before = sounds(collect([shard], SETTINGS))
+    for path in cache.rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:5_000])
+    assert sounds(collect([shard], SETTINGS)) == before
+    assert len([path for path in cache.rglob("*") if path.is_file()]) == 2
+    shutil.rmtree(cache)
+    cache.write_text("a file")
+    with pytest.raises(DistilkitError, match="cannot keep audio in") as caught:
+        collect([shard], SETTINGS)
+    assert "DISTILKIT_CACHE=FOLDER" in str(caught.value.hint)
+
+
+def test_kept_sound_is_known_by_its_place_and_its_bytes(cache: Path) -> None:
+    """Rows of a table may hold the same sound with different texts, and change."""
+    asked = [(b"one", "a/1"), (b"one", "a/2"), (b"two", "a/1"), (b"one", "a/1")]
+    paths = [archives.kept(sound, name, cache) for sound, name in asked]
+    assert len(set(paths)) == 3
+    assert paths[3] == paths[0]
+    assert [path.read_bytes() for path in paths] == [sound for sound, _ in asked]
 
 
 def test_who_wants_files_gets_the_archive(folder: Path) -> None:

@@ -69,7 +69,7 @@ def read(held: Held) -> bytes:
 
 
 def kept(sound: bytes, name: str, cache: Path) -> Path:
-    """Sound out of an archive as a file in the cache, named after where it came from.
+    """Sound out of an archive or a table as a file in the cache, named after its place and its bytes.
 
     Raises:
         DistilkitError: it cannot be written.
