@@ -4,7 +4,6 @@ Letters in names: B clips in a batch, S samples, T frames, D width, K clusters.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -201,7 +200,7 @@ def features(
     teacher: Encoder | None,
     settings: config.Objective,
     device: torch.device | str = "cpu",
-    arithmetic: AbstractContextManager[object] | None = None,
+    arithmetic: config.Precision = "fp32",
     front: bool = False,
 ) -> Targets:
     """What the student predicts, or what its units are clusters of; behind it the front end's output."""
@@ -210,7 +209,7 @@ def features(
     assert teacher is not None
     layers = target_layers(settings)
     behind = [FRONT] if front else []
-    seen = LiveTargets(teacher, [*layers, *behind], device, arithmetic or nullcontext())
+    seen = LiveTargets(teacher, [*layers, *behind], device, arithmetic)
     return normalised(seen, len(layers)) if settings.normalise else seen
 
 

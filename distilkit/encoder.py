@@ -332,11 +332,30 @@ def truncated(encoder: Encoder, deepest: int) -> Encoder:
     """
     if deepest >= encoder.depth:
         return encoder
-    model = encoder.model
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    short = copy.deepcopy(model, shared)  # a copy of the structure alone
+    short = _structure(encoder.model)
     short.encoder.layers = short.encoder.layers[:deepest]
     return replace(encoder, model=short)
+
+
+def in_bf16(encoder: Encoder) -> Encoder:
+    """The same encoder with the weights of its products in bf16: half the memory, for use without gradient.
+
+    Under `torch.autocast`, which casts them for each use otherwise, it gives the very same. Norms and
+    embeddings stay as they are, shared with the encoder that was given.
+    """
+    model = _structure(encoder.model)
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv1d):
+            for name, weight in list(module.named_parameters(recurse=False)):
+                low = weight.detach().to(torch.bfloat16)
+                setattr(module, name, nn.Parameter(low, requires_grad=False))
+    return replace(encoder, model=model)
+
+
+def _structure(model: Model) -> Model:
+    """A copy of a model whose weights are the very ones of the original."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
 
 
 def same_front(one: Encoder, other: Encoder) -> bool:

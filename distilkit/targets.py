@@ -5,16 +5,16 @@ Letters in names: B clips in a batch, S samples, T frames, D width.
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from distilkit import config
 from distilkit.audio import HOP_SAMPLES, SAMPLE_RATE, frames, samples
 from distilkit.codebooks import Codebook, mfcc
-from distilkit.encoder import Encoder, encode, frame_mask, truncated
+from distilkit.encoder import Encoder, encode, frame_mask, in_bf16, truncated
 
 Targets = Callable[[Tensor, Sequence[int]], list[Tensor]]
 
@@ -22,6 +22,7 @@ Targets = Callable[[Tensor, Sequence[int]], list[Tensor]]
 class LiveTargets:
     """The teacher run beside the student, up to the deepest layer asked for, without dropout.
 
+    It runs in bf16 where the student does, never in fp16, whose range the norms of large teachers leave.
     The original code left the teacher's dropout on; here the teacher is in evaluation mode.
     """
 
@@ -30,17 +31,20 @@ class LiveTargets:
         teacher: Encoder,
         layers: Sequence[int],
         device: torch.device | str = "cpu",
-        autocast: AbstractContextManager[object] | None = None,
+        arithmetic: config.Precision = "fp32",
     ) -> None:
         self.layers = tuple(layers)
         self.teacher = truncated(teacher, max(1, *layers))  # layer 0 is what the first one takes
         self.teacher.model.eval().requires_grad_(False)
-        self._device, self._autocast = device, autocast or nullcontext()
+        self._device, self._low = torch.device(device), arithmetic == "bf16"
+        if self._low:
+            self.teacher = in_bf16(self.teacher)
 
     def __call__(self, wave_BS: Tensor, lengths: Sequence[int]) -> list[Tensor]:
         """Hidden states of the chosen layers, one (B, T, D) each, without gradient."""
         self.teacher.model.to(self._device)  # not before it is needed there
-        with torch.no_grad(), self._autocast:
+        autocast = torch.autocast(self._device.type, torch.bfloat16, enabled=self._low)
+        with torch.no_grad(), autocast:
             return encode(self.teacher, wave_BS, lengths, self.layers)
 
 

@@ -24,6 +24,7 @@ from distilkit.errors import DistilkitError
 from distilkit.objectives import layerwise
 from distilkit.runs import Run
 from distilkit.students import save
+from distilkit.targets import LiveTargets
 
 
 def files(run: Path) -> dict[str, bytes]:
@@ -114,14 +115,18 @@ def test_the_loss_has_the_weights_of_the_recipe() -> None:
 
 @pytest.mark.parametrize(("precision", "low"), [("fp32", False), ("bf16", True), ("fp16", False)])
 def test_the_teacher_is_never_in_fp16(precision: config.Precision, low: bool) -> None:
-    """Also inside the student's autocast; the norms of large teachers leave fp16's range."""
-    accelerator = loop.accelerator("cpu", "fp32")
+    """Also inside the student's autocast."""
+    teacher = Encoder(model=exact(make_model()), normalise=False)
+    before = {name: weight.dtype for name, weight in teacher.model.named_parameters()}
+    teach = LiveTargets(teacher, [4], "cpu", precision)
+    ran: list[torch.dtype] = []
+    linear = teach.teacher.model.encoder.layers[0].feed_forward.intermediate_dense
+    linear.register_forward_hook(lambda _module, _inputs, output: ran.append(output.dtype))
     with torch.autocast("cpu", torch.float16):
-        with distillation.parts.teacher_precision(accelerator, precision):
-            assert torch.is_autocast_enabled("cpu") is low
-            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is (
-                torch.bfloat16 if low else torch.float32
-            )
+        teach(torch.randn(1, 8_000), [8_000])
+    assert ran == [torch.bfloat16 if low else torch.float32]
+    assert linear.weight.dtype is ran[0]
+    assert {name: weight.dtype for name, weight in teacher.model.named_parameters()} == before
 
 
 def test_the_teacher_runs_up_to_the_deepest_layer(

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from distilkit.encoder import (
     Encoder,
     encode,
     exact,
+    fingerprint,
     frame_mask,
+    in_bf16,
     prepare,
     same_front,
     scale_conv_gradients,
@@ -324,3 +327,22 @@ def test_every_family_can_be_truncated_and_shown_masked_frames(name: str) -> Non
         got = encode(truncated(encoder, 2), wave_BS, [16_000], [0, 2])
     assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
     assert not torch.allclose(masked[0], wanted[0])
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "HuBERT", "HuBERT, batch norm"])
+def test_weights_in_bf16_give_the_very_same_under_autocast(name: str) -> None:
+    shapes = {"HuBERT": {}, "HuBERT, batch norm": BATCH_NORM}
+    made = make_model(**shapes[name]) if name in shapes else family(name)
+    encoder = Encoder(model=exact(made.eval()), normalise=False)
+    wave_BS, lengths = pad([voice(1.0, 1), voice(0.7, 2)]), [16_000, 11_200]
+    before = fingerprint(encoder.model)
+    low = in_bf16(encoder)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        wanted = encode(encoder, wave_BS, lengths, [0, 2, 3])
+        got = encode(low, wave_BS, lengths, [0, 2, 3])
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+    assert fingerprint(encoder.model) == before
+    kinds = Counter[torch.dtype]()
+    for weight in low.model.parameters():
+        kinds[weight.dtype] += weight.numel()
+    assert kinds[torch.bfloat16] > 4 * kinds[torch.float32]

@@ -1,7 +1,6 @@
 """The parts of a distillation: what is trained, the loss, and what computes the targets."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from distilkit import assembly, codebooks, config, loop, training
+from distilkit import assembly, codebooks, loop, training
 from distilkit.audio import frames
 from distilkit.distill.job import Job
 from distilkit.distill.keeping import widths
@@ -52,9 +51,9 @@ def targets_of(job: Job, accelerator: Accelerator, keep: Path | None) -> Targets
     objective = job.recipe.objective
     if job.teacher is None and objective.features == "layers":
         return _all_stored
-    arithmetic = teacher_precision(accelerator, job.plan.precision)
     front = bool(job.plan.front_width)
-    seen = assembly.features(job.teacher, objective, accelerator.device, arithmetic, front)
+    precision = job.plan.precision
+    seen = assembly.features(job.teacher, objective, accelerator.device, precision, front)
     if objective.name == "units":
         return live_units(seen, found_codebook(job, accelerator, seen, keep))
     return seen
@@ -76,9 +75,9 @@ def likely(job: Job, accelerator: Accelerator, recompute: bool) -> training.Part
     if job.plan.stored:
         made, _ = assemble(tried, accelerator, targets=_all_stored)
         return replace(made, beside=lambda cut, wave_S: nothing(wave_S))
-    arithmetic = teacher_precision(accelerator, job.plan.precision)
     front = bool(job.plan.front_width)
-    seen = assembly.features(job.teacher, objective, accelerator.device, arithmetic, front)
+    precision = job.plan.precision
+    seen = assembly.features(job.teacher, objective, accelerator.device, precision, front)
 
     def units(wave_BS: Tensor, lengths: Sequence[int]) -> list[Tensor]:
         seen(wave_BS, lengths)
@@ -113,11 +112,3 @@ def found_codebook(
             codebooks.save(found, beside)
     accelerator.wait_for_everyone()
     return codebooks.load(keep)
-
-
-def teacher_precision(
-    accelerator: Accelerator, arithmetic: config.Precision
-) -> AbstractContextManager[object]:
-    """bf16 for the teacher where the student has it; never fp16, whose range large norms leave."""
-    enabled = arithmetic == "bf16"
-    return torch.autocast(accelerator.device.type, torch.bfloat16, enabled=enabled)
