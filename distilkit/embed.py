@@ -24,7 +24,6 @@ from distilkit.batches import in_order
 from distilkit.data import Found, Skipped, Tracker, find, untracked
 from distilkit.encoder import (
     Encoder,
-    cpu_seconds,
     encode,
     fingerprint,
     keep_freed_memory,
@@ -177,7 +176,6 @@ def _embed_all(
     device: str,
 ) -> Iterator[Embedded | Skipped]:
     waiting: list[tuple[Found, Samples]] = []
-    most = cpu_seconds(encoder.model, BATCH_SECONDS) if device == "cpu" else BATCH_SECONDS
 
     def write(item: Found, pieces: Iterator[Frames], samples: Callable[[], int]) -> Embedded:
         shape = _write(folder / outputs[item.id], pieces, stacked, pool)
@@ -192,7 +190,7 @@ def _embed_all(
 
     def flush() -> Iterator[Embedded]:
         clips = [clip for _, clip in waiting]
-        for chosen in in_order([len(clip) for clip in clips], most):
+        for chosen in in_order([len(clip) for clip in clips], BATCH_SECONDS):
             results = encode_clips([clips[i] for i in chosen], encoder, layers, device)
             for i, result_LTD in zip(chosen, results, strict=True):
                 yield write(waiting[i][0], iter([result_LTD]), clips[i].__len__)

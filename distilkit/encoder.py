@@ -24,7 +24,7 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import batch_norm, group_norm, linear, pad, scaled_dot_product_attention
+from torch.nn.functional import batch_norm, linear, pad, scaled_dot_product_attention
 from transformers import (
     Data2VecAudioModel,
     HubertModel,
@@ -35,12 +35,10 @@ from transformers import (
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
 from distilkit.audio import SAMPLE_RATE, frames
+from distilkit.front import LeanFront
 
 Model: TypeAlias = HubertModel | Wav2Vec2Model | WavLMModel | Data2VecAudioModel
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-CACHED = (
-    4096  # channels times seconds of audio, above which a processor's forward pass becomes slower
-)
 FRONT = -1  # in place of a layer's number: what the conv front end gives
 MODELS: dict[str, type[Model]] = {
     "hubert": HubertModel,
@@ -66,41 +64,6 @@ def keep_freed_memory() -> None:
         glibc = ctypes.CDLL("libc.so.6")
         glibc.mallopt(M_MMAP_MAX, 0)
         glibc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def cpu_seconds(model: Model, most: float) -> float:
-    """Seconds of audio in memory at once that a forward pass on a processor is fastest with.
-
-    The first convolution's output outgrows what processors keep near: wide models want little at once,
-    narrow ones more.
-    """
-    return min(most, CACHED / float(model.config.conv_dim[0]))
-
-
-class PaddedGroupNorm(nn.GroupNorm):
-    """A group norm over (B, C, T) whose statistics leave out the frames behind each clip's end.
-
-    Same parameters and names as `nn.GroupNorm`, so state dicts stay interchangeable.
-    """
-
-    lengths: list[int] | None = None  # frames of each clip; None where nothing is padded
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalise each clip over its own frames; frames behind its end become 0."""
-        if self.lengths is None:
-            return super().forward(input)
-        longest = input.shape[-1]
-        return torch.cat(
-            [
-                pad(
-                    group_norm(
-                        input[i : i + 1, :, :n], self.num_groups, self.weight, self.bias, self.eps
-                    ),
-                    (0, longest - n),
-                )
-                for i, n in enumerate(self.lengths)
-            ]
-        )
 
 
 class FixedBatchNorm(nn.BatchNorm1d):
@@ -187,12 +150,7 @@ class Encoder:
 
 def exact(model: Model) -> Model:
     """Make a model padding-proof, in place, and return it; its state dict is unchanged."""
-    first = model.feature_extractor.conv_layers[0]
-    if front_norm(model.config) == "group" and not isinstance(first.layer_norm, PaddedGroupNorm):
-        old = first.layer_norm
-        new = PaddedGroupNorm(old.num_groups, old.num_channels, old.eps, old.affine)
-        new.weight, new.bias = old.weight, old.bias
-        first.layer_norm = new
+    model.feature_extractor.__class__ = LeanFront
     position = model.encoder.pos_conv_embed
     if getattr(model.config, "conv_pos_batch_norm", False) and not isinstance(
         position.batch_norm, FixedBatchNorm
@@ -287,12 +245,9 @@ def _front(model: Model, front_BTC: Tensor | None) -> Iterator[list[Tensor]]:
 
 def _tell_lengths(model: Model, lengths: Sequence[int], longest: int, padded: bool) -> None:
     """Tell the modules that have to know it where each clip ends; `lengths` in samples."""
-    if front_norm(model.config) == "group":
-        norm = model.feature_extractor.conv_layers[0].layer_norm
-        assert isinstance(norm, PaddedGroupNorm), "the model was not made exact"
-        kernel, stride = model.config.conv_kernel[0], model.config.conv_stride[0]
-        equal = all(length == longest for length in lengths)
-        norm.lengths = None if equal else [(n - kernel) // stride + 1 for n in lengths]
+    front = model.feature_extractor
+    assert isinstance(front, LeanFront), "the model was not made exact"
+    front.lengths = None if all(length == longest for length in lengths) else list(lengths)
     position = model.encoder.pos_conv_embed
     told: list[nn.Module] = []
     if getattr(model.config, "conv_pos_batch_norm", False):

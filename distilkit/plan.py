@@ -15,12 +15,12 @@ from transformers import HubertConfig
 from distilkit import config
 from distilkit.audio import FRAME_RATE, SAMPLE_RATE
 from distilkit.batches import Schedule
-from distilkit.encoder import Encoder, cpu_seconds
+from distilkit.encoder import Encoder
 from distilkit.errors import DistilkitError
+from distilkit.front import BEGUN
 
 MEMORY_SHARE = 0.5  # of what is free, for the activations of one micro-batch
 CPU_MICRO_SECONDS = 64.0  # more at once is no faster on a processor, whatever the model
-CPU_FORWARDS = 4  # as much is in memory at once in training as a forward pass alone is fastest with
 CHECKPOINTING_BELOW = 4  # windows in memory at once below which recomputing pays
 LEAST_GAIN = 0.03  # in time, for which twice as much is kept in memory
 IN_MEMORY, CHECKPOINTING = "in memory at once", "gradient checkpointing"
@@ -159,27 +159,46 @@ def cap(where: str, settings: config.Train) -> None:
 
 
 def bytes_per_second(
-    shape: HubertConfig, arithmetic: config.Precision, frozen_front: bool = False
+    shape: HubertConfig,
+    arithmetic: config.Precision,
+    *,
+    frozen_front: bool = False,
+    recompute: bool = False,
+    attended: float = 0.0,
 ) -> float:
     """Memory that one second of audio takes in a training step, estimated from the student's shape.
 
-    The conv front end dominates where it is trained: each of its outputs is kept, behind its norm and its
-    GELU too.
+    Of a conv front end that is trained, what each convolution but the first gives is kept; of transformer
+    layers most of what they compute, or one layer's at a time.
+
+    Args:
+        shape: the student's.
+        arithmetic: of its activations.
+        frozen_front: whether the front end keeps nothing.
+        recompute: whether transformer layers keep nothing but what they are given.
+        attended: seconds of a clip whose matrices of attention are kept; 0 where no matrix is made.
     """
-    size, rate, front = BYTES[arithmetic], float(SAMPLE_RATE), 0.0
-    for index, (width, stride) in enumerate(zip(shape.conv_dim, shape.conv_stride, strict=True)):
+    size, rate, front = BYTES[arithmetic], SAMPLE_RATE / shape.conv_stride[0], 0.0
+    for width, stride in zip(shape.conv_dim[1:], shape.conv_stride[1:], strict=True):
         rate /= stride
-        normed = index == 0 or shape.feat_extract_norm == "layer"
-        front += width * rate * size * (3 if normed else 2)
+        front += width * rate * size
     layer = FRAME_RATE * size * (16 * shape.hidden_size + 3 * shape.intermediate_size)
-    front = 0.0 if frozen_front else front
-    return float(front + layer * (shape.num_hidden_layers + 1))
+    layer += FRAME_RATE * 4 * 3 * shape.num_attention_heads * attended * FRAME_RATE
+    layers = (1 if recompute else shape.num_hidden_layers) + 1
+    return float(layer * layers + (0.0 if frozen_front else front))
 
 
 def bytes_passing(shape: HubertConfig, arithmetic: config.Precision) -> float:
-    """Memory that one second of audio takes at the most while a teacher runs over it."""
+    """Memory that one second of audio takes at the most while a teacher runs over it: a layer's."""
+    return float(
+        FRAME_RATE * BYTES[arithmetic] * (8 * shape.hidden_size + 2 * shape.intermediate_size)
+    )
+
+
+def bytes_begun(shape: HubertConfig, arithmetic: config.Precision, longest: float) -> float:
+    """Memory that the front end's widest part takes at the most, whatever the batch: five tensors."""
     rate = SAMPLE_RATE / shape.conv_stride[0]
-    return float(2 * shape.conv_dim[0] * rate * BYTES[arithmetic])
+    return float(5 * max(BEGUN, shape.conv_dim[0] * longest) * rate * BYTES[arithmetic])
 
 
 def micro_seconds(
@@ -191,25 +210,33 @@ def micro_seconds(
     longest: float,
 ) -> tuple[float, bool, tuple[Choice, ...]]:
     """How much audio is in memory at once, whether activations are recomputed, and why."""
-    frozen = settings.train.freeze_front_end
-    each = bytes_per_second(student.model.config, arithmetic, frozen)
-    each += bytes_passing((teacher or student).model.config, arithmetic)
-    room = memory(where, settings.train)
-    fits = MEMORY_SHARE * room / each
+    frozen, room = settings.train.freeze_front_end, memory(where, settings.train)
+    own, taught = student.model.config, (teacher or student).model.config
+    begun = max(bytes_begun(shape, arithmetic, longest) for shape in (own, taught))
+    # with dropout, processors have no fused attention
+    attended = longest if where == "cpu" and own.attention_dropout else 0.0
+
+    def fitting(recompute: bool) -> tuple[float, float]:
+        each = bytes_per_second(
+            own, arithmetic, frozen_front=frozen, recompute=recompute, attended=attended
+        )
+        each += bytes_passing(taught, arithmetic)
+        return max(0.0, MEMORY_SHARE * room - begun) / each, each
+
     recompute = settings.train.gradient_checkpointing
     reason = "asked for"
     if recompute == "auto":
+        fits, _ = fitting(recompute=False)
         recompute = fits < CHECKPOINTING_BELOW * longest
         reason = f"{fits:.0f} s of audio fit in half of {gib(room)}"
+    fits, each = fitting(recompute)
     asked, why = settings.batches.micro_seconds, "asked for"
     if asked != "auto":
         chosen = asked
     else:
-        most = settings.batches.seconds
-        if where == "cpu":
-            most = CPU_FORWARDS * cpu_seconds(student.model, CPU_MICRO_SECONDS / CPU_FORWARDS)
-        chosen = max(longest, min(most, settings.batches.seconds, fits * (3 if recompute else 1)))
-        why = f"about {each * chosen / 2**30:.1f} GiB of activations"
+        most = CPU_MICRO_SECONDS if where == "cpu" else settings.batches.seconds
+        chosen = max(longest, min(most, settings.batches.seconds, fits))
+        why = f"about {(each * chosen + begun) / 2**30:.1f} GiB of activations"
     return (
         chosen,
         recompute,

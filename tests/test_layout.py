@@ -13,6 +13,7 @@ ROWS = (
     {"config"},
     {"audio", "rates", "runs"},
     {"hub"},
+    {"front"},
     {"encoder", "layer_mix"},
     {"codebooks", "data", "ngram", "objectives", "students", "teachers", "tokenizers"},
     {"batches", "decode", "noise", "targets"},
