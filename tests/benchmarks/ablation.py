@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="*")
+    parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--record", action="store_true")
     asked = parser.parse_args()
     questions = Questions()
@@ -102,7 +103,7 @@ def main() -> None:
         results[name] = []
         for seed in range(asked.seeds):
             settings = [f"train.steps={asked.steps}", f"train.seed={seed}", *PLAIN]
-            recipe = config.load_recipe(asked.recipe, [*settings, *changes])
+            recipe = config.load_recipe(asked.recipe, [*settings, *asked.set, *changes])
             with tempfile.TemporaryDirectory() as folder:
                 student = distill(
                     asked.audio, teacher=asked.teacher, out=Path(folder) / "run", recipe=recipe
@@ -111,7 +112,8 @@ def main() -> None:
                 results[name].append(questions.ask(encoder, encoder.depth))
         show(name, results[name])
     if asked.record:
-        record("ablation", {"steps": asked.steps, "recipe": asked.recipe, "results": results})
+        told = {"steps": asked.steps, "recipe": asked.recipe, "set": asked.set}
+        record("ablation", {**told, "results": results})
 
 
 def show(name: str, said: list[dict[str, float]]) -> None:
