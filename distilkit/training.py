@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import psutil
@@ -28,6 +29,7 @@ NEW = {  # how runs are begun
     "distill": "distilkit distill AUDIO",
     "finetune-ctc": "distilkit finetune-ctc DATA --tokenizer DIR",
 }
+MEASURED = 100.0  # seconds of audio whose steps a plan takes
 Rows = list[dict[str, Any]]  # of metrics.jsonl
 
 
@@ -282,20 +284,25 @@ def measure(
     made: Parts,
     accelerator: Accelerator,
     train: Sequence[MonoCut],
-    steps: int = 3,
 ) -> plan.Measured:
-    """Take a few real steps, keep nothing of them, and say what they took.
+    """Take a few real steps, keep nothing of them, and say what they took in the mean.
 
     The first step warms up and does not count.
     """
+    steps = measured_steps(recipe)
     module, optimizer = accelerator.prepare(made.module, made.optimizer)
     schedule = plan.schedule(recipe, train, decided.micro_seconds)
     stream = batches.stream(train, schedule, first=1, last=steps, workers=0, beside=made.beside)
     taken = loop.fit(
         accelerator, module, optimizer, stream, made.loss_of, recipe.train, start=0, steps=steps
     )
-    seconds = min([step.seconds for step in taken][1:])
+    seconds = mean([step.seconds for step in taken][1:])
     return plan.Measured(seconds_per_step=seconds, peak_gib=plan.peak_gib(decided.device))
+
+
+def measured_steps(recipe: config.Recipe | config.CtcRecipe) -> int:
+    """How many steps a plan takes, the one that warms up counted: few long ones, or more short ones."""
+    return 1 + min(max(2, round(MEASURED / recipe.batches.seconds)), 12)
 
 
 def holding(run: Run, accelerator: Accelerator) -> Any:

@@ -342,11 +342,11 @@ def parts(job: Job, accelerator: Accelerator) -> training.Parts:
     )
 
 
-def measure(job: Job, steps: int = 3) -> plan.Measured:
+def measure(job: Job) -> plan.Measured:
     """Take a few real steps of a job, keep nothing of them, and say what all of them would take."""
     accelerator = loop.accelerator(job.plan.device, job.plan.precision)
     made = parts(job, accelerator)
-    return training.measure(job.recipe, job.plan, made, accelerator, job.train, steps)
+    return training.measure(job.recipe, job.plan, made, accelerator, job.train)
 
 
 def disk_bytes(job: Job) -> int:

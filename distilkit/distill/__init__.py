@@ -243,7 +243,7 @@ def distill(audio: Sequence[str | Path], **options: Any) -> Path:
     return job.run.folder / "student"
 
 
-def measure(job: Job, steps: int = 3) -> plan.Measured:
+def measure(job: Job) -> plan.Measured:
     """Take a few real steps of a job, keep nothing of them, and say what all of them would take.
 
     The first step warms up and does not count.
@@ -251,9 +251,10 @@ def measure(job: Job, steps: int = 3) -> plan.Measured:
     accelerator = loop.accelerator(job.plan.device, job.plan.precision)
     made, targets = assemble(job, accelerator)
     if not job.plan.stored:
-        return training.measure(job.recipe, job.plan, made, accelerator, job.train, steps)
+        return training.measure(job.recipe, job.plan, made, accelerator, job.train)
     schedule = plan.schedule(job.recipe, job.train, job.plan.micro_seconds)
-    groups = [group for number in range(1, steps + 1) for group in schedule.step(number)]
+    numbers = range(1, training.measured_steps(job.recipe) + 1)
+    groups = [group for number in numbers for group in schedule.step(number)]
     used = [job.train[index] for group in groups for index in group]
     left = keeping.missing(job)
     with tempfile.TemporaryDirectory() as folder:
@@ -263,7 +264,7 @@ def measure(job: Job, steps: int = 3) -> plan.Measured:
             pass
         each = (time.perf_counter() - began) / sum(cut.duration for cut in used)
         made = replace(made, beside=store.read)
-        found = training.measure(job.recipe, job.plan, made, accelerator, job.train, steps)
+        found = training.measure(job.recipe, job.plan, made, accelerator, job.train)
     return replace(found, target_seconds=each * sum(cut.duration for cut in left))
 
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from record import record
@@ -29,7 +29,7 @@ def took(run: Path) -> dict[str, float]:
     """Seconds of a step and GiB at the most, as they were."""
     rows = [json.loads(line) for line in (run / "speed.jsonl").read_text().splitlines()]
     return {
-        "seconds_per_step": median(row["seconds"] for row in rows[1:]),
+        "seconds_per_step": mean(row["seconds"] for row in rows[1:]),
         "peak_memory_gib": max(row["peak_gib"] for row in rows),
     }
 
