@@ -241,3 +241,24 @@ def test_the_estimate_follows_what_is_kept(
         attended=seconds if dropout else 0.0,
     )  # fmt: skip
     assert 0.5 * said < found < said
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(4.0, 13), (8.0, 13), (20.0, 6), (120.0, 3)])
+def test_a_plan_takes_a_few_long_steps_or_more_short_ones(
+    seconds: float, steps: int, speech: Path, teacher_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first warms up; what is said is the mean of the others."""
+    recipe = quick(f"batches.seconds={seconds}")
+    assert training.measured_steps(recipe) == steps
+    taken = [9.0, *[1.0, 3.0] * 6][:steps]
+    made = [
+        loop.Step(
+            number=number, loss=1.0, parts={}, grad_norm=1.0, learning_rate=0.1, audio_seconds=4.0,
+            seconds=each,
+        )
+        for number, each in enumerate(taken, start=1)
+    ]  # fmt: skip
+    monkeypatch.setattr(loop, "fit", lambda *given, **settings: iter(made[: settings["steps"]]))
+    job = distill.prepare([speech], teacher=str(teacher_folder), out=Path("a"), recipe=recipe)
+    wanted = sum(taken[1:]) / len(taken[1:])
+    assert distill.measure(job).seconds_per_step == pytest.approx(wanted)
