@@ -26,7 +26,8 @@ from distilkit.data import Collection, dump_windows, layouts, load_windows, sour
 from distilkit.data import transcripts as data
 from distilkit.data.layouts import LAYOUTS
 from distilkit.data.scan import Skipped
-from distilkit.data.transcripts import Transcripts, facts, read, split, texts
+from distilkit.data.splits import hold_out
+from distilkit.data.transcripts import Transcripts, facts, read, texts
 from distilkit.errors import DistilkitError
 
 Rows = list[dict[str, Any]]
@@ -385,7 +386,7 @@ def test_other_rates_and_formats_are_decoded_once(tmp_path: Path, sounds: Sounds
 
 def test_cuts_survive_a_manifest(tmp_path: Path, sounds: Sounds) -> None:
     found = read([kaldi_segments(tmp_path / "data", sounds)], SETTINGS, cache=tmp_path)
-    train, valid = split(found.cuts, SETTINGS, 0)
+    train, valid = hold_out(found.cuts, SETTINGS, 0)
     whole = Collection(train=train, valid=valid, skipped=[], recordings=1, formats={})
     path = tmp_path / "audio.jsonl.gz"
     path.write_bytes(dump_windows(whole))
@@ -1013,66 +1014,66 @@ def seconds(cuts: list[MonoCut]) -> float:
 @pytest.mark.parametrize("seed", range(4))
 def test_whole_speakers_are_held_out(seed: int) -> None:
     cuts = [cut(f"{who}{i}", 1 + i % 3, f"s{who}") for i in range(10) for who in range(20)]
-    train, valid = split(cuts, SETTINGS, seed)
+    train, valid = hold_out(cuts, SETTINGS, seed)
     assert speakers(train) & speakers(valid) == set()
     assert 0.05 * seconds(cuts) <= seconds(valid) <= 0.15 * seconds(cuts)
     assert [item.id for item in cuts if item in train] == [item.id for item in train]
     assert {item.id for item in [*train, *valid]} == {item.id for item in cuts}
     assert len(train) + len(valid) == len(cuts)
-    assert split(cuts, SETTINGS, seed) == (train, valid)
+    assert hold_out(cuts, SETTINGS, seed) == (train, valid)
 
 
 def test_another_seed_holds_out_others() -> None:
     cuts = [cut(f"{who}", 1.0, f"s{who}") for who in range(40)]
-    assert len({frozenset(speakers(split(cuts, SETTINGS, seed)[1])) for seed in range(6)}) == 6
+    assert len({frozenset(speakers(hold_out(cuts, SETTINGS, seed)[1])) for seed in range(6)}) == 6
 
 
 def test_two_speakers() -> None:
     cuts = [cut(f"{i}", 1.0, "much" if i else "little") for i in range(9)]
-    train, valid = split(cuts, SETTINGS, 0)
+    train, valid = hold_out(cuts, SETTINGS, 0)
     assert (speakers(train), speakers(valid)) == ({"much"}, {"little"})
     even = [cut(f"{i}", 1.0, "ab"[i % 2]) for i in range(8)]
-    train, valid = split(even, SETTINGS, 0)
+    train, valid = hold_out(even, SETTINGS, 0)
     assert (len(train), len(valid)) == (4, 4)  # each lasts longer than the share
     lone = [cut(f"{i}", 1.0, "one") for i in range(20)]
-    train, valid = split(lone, SETTINGS, 0)
+    train, valid = hold_out(lone, SETTINGS, 0)
     assert (len(train), len(valid)) == (18, 2)  # recordings, as there is one speaker
 
 
 def test_speakers_who_share_a_recording_go_together() -> None:
     cuts = [cut(f"{i}", 1.0, f"s{i}", f"talk{i // 2}") for i in range(20)]
     for seed in range(5):
-        train, valid = split(cuts, SETTINGS, seed)
+        train, valid = hold_out(cuts, SETTINGS, seed)
         assert len(valid) == 2
         assert {item.recording.id for item in train} & {
             item.recording.id for item in valid
         } == set()
     # All are one group by way of `host`: whole recordings it is.
     cuts = [cut(f"{i}", 1.0, f"s{i}" if i % 2 else "host", f"talk{i // 2}") for i in range(20)]
-    train, valid = split(cuts, SETTINGS, 0)
+    train, valid = hold_out(cuts, SETTINGS, 0)
     assert len(valid) == 2
     assert {item.recording.id for item in train} & {item.recording.id for item in valid} == set()
 
 
 def test_speakers_who_are_not_known() -> None:
     cuts = [cut(f"{i}", 1.0, recording=f"r{i // 4}") for i in range(40)]
-    train, valid = split(cuts, SETTINGS, 0)
+    train, valid = hold_out(cuts, SETTINGS, 0)
     assert {item.recording.id for item in train} & {item.recording.id for item in valid} == set()
     assert len(valid) == 4
 
 
 def test_the_limits_of_a_split() -> None:
     cuts = [cut(f"{i}", 60.0, f"s{i % 2}") for i in range(100)]
-    train, valid = split(cuts, Transcribed(valid_minutes=3.0), 0)
+    train, valid = hold_out(cuts, Transcribed(valid_minutes=3.0), 0)
     assert seconds(valid) == 180.0  # a speaker lasts 50 minutes: whole recordings
     uneven = [cut(f"{i}", 50.0) for i in range(100)]
-    assert seconds(split(uneven, Transcribed(valid_minutes=3.0), 0)[1]) == 150.0
-    assert len(split(cuts, Transcribed(valid_fraction=0.0), 0)[1]) == 0
-    assert split(cuts[:1], SETTINGS, 0) == (cuts[:1], [])
-    assert split([], SETTINGS, 0) == ([], [])
+    assert seconds(hold_out(uneven, Transcribed(valid_minutes=3.0), 0)[1]) == 150.0
+    assert len(hold_out(cuts, Transcribed(valid_fraction=0.0), 0)[1]) == 0
+    assert hold_out(cuts[:1], SETTINGS, 0) == (cuts[:1], [])
+    assert hold_out([], SETTINGS, 0) == ([], [])
     lone = [cut(f"{i}", 1.0, recording="long") for i in range(9)]
-    assert split(lone, SETTINGS, 0) == (lone, [])
-    train, valid = split([cut("a", 5.0), cut("b", 9.0)], Transcribed(valid_fraction=0.5), 3)
+    assert hold_out(lone, SETTINGS, 0) == (lone, [])
+    train, valid = hold_out([cut("a", 5.0), cut("b", 9.0)], Transcribed(valid_fraction=0.5), 3)
     assert (len(train), len(valid)) == (1, 1)
 
 
@@ -1201,7 +1202,7 @@ def test_real_speech(shared: Path, tmp_path: Path, name: str, count: int, known:
     assert found.skipped == []
     said = facts(found.cuts, found.skipped)
     assert (said.utterances, said.speakers) == (count, known)
-    train, valid = split(found.cuts, SETTINGS, 0)
+    train, valid = hold_out(found.cuts, SETTINGS, 0)
     assert valid
     assert known == 1 or not speakers(train) & speakers(valid)
 

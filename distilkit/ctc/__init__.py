@@ -33,7 +33,7 @@ from distilkit import (
 from distilkit.audio import frames
 from distilkit.ctc.loss import loss_function, told
 from distilkit.ctc.trainee import Trainee, assemble, groups
-from distilkit.data import Skipped, transcripts
+from distilkit.data import Skipped, splits, transcripts
 from distilkit.encoder import fingerprint
 from distilkit.errors import DistilkitError
 from distilkit.hub import default_model
@@ -114,7 +114,7 @@ def prepare(
     made = assemble(checkpoint, tokens, settings)  # refuses what does not fit
     read = transcripts.read(transcribed, settings.data, track=track)
     usable, unusable = fitting(read.cuts, tokens, settings)
-    train_cuts, valid_cuts = transcripts.split(usable, settings.data, settings.train.seed)
+    train_cuts, valid_cuts = splits.hold_out(usable, settings.data, settings.train.seed)
     collection = data.Collection(
         train=train_cuts,
         valid=valid_cuts,

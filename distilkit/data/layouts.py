@@ -72,7 +72,10 @@ def _from_table(
             "call the column of files `file_name`; --text-column names the one of texts",
         )
     others = (*FILES, *SPEAKERS, *LANGUAGES, "offset", "duration")
-    text = tables.text_column(path, columns, TEXTS, source.text_column, others)
+    text = tables.column(columns, TEXTS) if source.labels and not source.text_column else None
+    if not source.labels or source.text_column:
+        text = tables.text_column(path, columns, TEXTS, source.text_column, others)
+    labels = [name for name in columns if name != file] if source.labels else []
     names = {"speaker": tables.column(columns, SPEAKERS)}
     names["language"] = tables.column(columns, LANGUAGES)
     for line, row in rows:
@@ -88,13 +91,19 @@ def _from_table(
             yield Utterance(
                 id=f"{name}@{start:g}" if start else name,
                 path=found,
-                text=tables.plain(row.get(text)),
+                text=tables.plain(row.get(text)) if text else "",
                 start=start,
                 seconds=tables.seconds(row.get("duration")) if "offset" in row else None,
+                columns={name: _label(row.get(name)) for name in labels},
                 **said,
             )
         except ValueError as error:
             yield broken(path, line, error)
+
+
+def _label(value: object) -> str:
+    """A value as a label; empty where it is neither text nor a number."""
+    return "" if isinstance(value, dict | list) else tables.plain(value).strip()
 
 
 def _sound_of_row(
@@ -312,6 +321,17 @@ def _sidecar_files(source: Source) -> Iterator[Item]:
         if file not in used:
             reason = "no audio file of this name beside it"
             yield Skipped(path=shown(file), reason=reason, kind=NO_AUDIO)
+
+
+def folders(source: Source) -> Iterator[Utterance]:
+    """Recordings without a table: the name of its folder is the label of each, as in `audiofolder`."""
+    for found in source.files:
+        if found.audio:
+            above = found.path.parent
+            labels = {"label": above.name} if above != source.folder else {}
+            yield Utterance(
+                id=relative(found.path, source), path=found.path, text="", columns=labels
+            )
 
 
 LAYOUTS: dict[str, Layout] = {  # the first that fits is taken

@@ -2,7 +2,8 @@
 
 import os
 import unicodedata
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from distilkit.audio import SUFFIXES
@@ -27,6 +28,7 @@ class Utterance:
     language: str = ""
     start: float = 0.0  # seconds
     seconds: float | None = None  # None to the end of the file
+    columns: Mapping[str, str] = field(default_factory=dict)  # of its row, where labels are read
 
 
 Item = Utterance | Skipped
@@ -41,6 +43,7 @@ class Source:
     files: tuple[Found, ...]  # all below it; a file alone is its own
     text_column: str = ""  # empty finds it
     cache: Path | None = None  # for sound out of archives; None where only the words are wanted
+    labels: bool = False  # columns of labels are wanted; there may be no text
 
     def top(self, *suffixes: str) -> list[Path]:
         """Files right in the folder, or the file itself, whose name ends so (any case) and is not hidden."""
@@ -57,7 +60,9 @@ class Source:
         return all((self.place / name).exists() for name in names)
 
 
-def source(place: Path, text_column: str = "", cache: Path | None = None) -> Source:
+def source(
+    place: Path, text_column: str = "", cache: Path | None = None, labels: bool = False
+) -> Source:
     """An input with the files below it.
 
     Raises:
@@ -69,7 +74,14 @@ def source(place: Path, text_column: str = "", cache: Path | None = None) -> Sou
     else:
         files = (Found(path=place, id=place.name, audio=place.suffix.lower() in SUFFIXES),)
         folder = place.parent
-    return Source(place=place, folder=folder, files=files, text_column=text_column, cache=cache)
+    return Source(
+        place=place,
+        folder=folder,
+        files=files,
+        text_column=text_column,
+        cache=cache,
+        labels=labels,
+    )
 
 
 def inside(folder: Path, name: str) -> Path | Skipped:

@@ -8,25 +8,26 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
 
 from distilkit import config
 from distilkit.audio import FRAME_SAMPLES, SAMPLE_RATE
 from distilkit.data.common import MAX_UNUSABLE, Tracker, untracked
 from distilkit.data.find import Found, shown
-from distilkit.data.layouts import FILES, LAYOUTS, TEXTS, detect
+from distilkit.data.layouts import FILES, LAYOUTS, TEXTS, detect, folders
 from distilkit.data.scan import Clip, Skipped, cache_folder, scan
 from distilkit.data.sources import NO_AUDIO, NO_TEXT, Source, Utterance, source
 from distilkit.data.tables import TABLES, column, json_lines, lines_of, plain, table, text_column
 from distilkit.errors import DistilkitError
 
-__all__ = ["LAYOUTS", "Facts", "Transcripts", "Utterance", "facts", "read", "split", "texts"]
+__all__ = ["LAYOUTS", "Facts", "Transcripts", "Utterance", "facts", "read", "survey", "texts"]
 
 EMPTY = "empty text"  # kinds of what is left out, beside those of `sources` and `scan`
 TWICE = "two texts"
 LONG = "too long"
+FOLDERS = "folders"  # the layout of recordings without text, where labels are wanted
 SHORT = "too short"
 SPEECHLESS = (None, "audiofolder")  # layouts of a file that may hold text alone
 LESS = (NO_TEXT, EMPTY, "duplicate")  # kinds that say nothing against the other transcripts
@@ -108,17 +109,24 @@ def survey(
     settings: config.Transcribed,
     *,
     cache: Path | None = None,
+    labels: bool = False,
     track: Tracker = untracked,
 ) -> Transcripts:
-    """The same, however few of the transcripts can be used."""
+    """The same, however few of the transcripts can be used.
+
+    With `labels`, every recording is taken, whether it has text or not, and however often it is there;
+    each cut's `custom` holds the `columns` of its row, and the `digest` of its recording's sound. Of
+    recordings without a table the one column is `label`, the name of their folder.
+    """
     cache = cache or cache_folder()
-    sources = [source(Path(item), settings.text_column, cache) for item in inputs]
+    sources = [source(Path(item), settings.text_column, cache, labels) for item in inputs]
     layouts = tuple(_layout(item) for item in sources)
     utterances, skipped = _items(sources, layouts)
-    skipped += _without_text(sources, utterances)
-    utterances, unsettled = _settled(utterances)
+    if not labels:
+        skipped += _without_text(sources, utterances)
+        utterances, unsettled = _settled(utterances)
+        skipped += unsettled
     found = _files(sources, utterances)
-    skipped += unsettled
     skipped += [
         Skipped(path=shown(item.path), reason=f"{_name(item)}there is no such file", kind=NO_AUDIO)
         for item in utterances
@@ -130,7 +138,7 @@ def survey(
     for key, clip in zip(found, tracked, strict=True):
         clips[key] = clip
     pairs = [(item, clips[_key(item.path)]) for item in utterances if _key(item.path) in found]
-    cuts, unusable = _cuts(pairs, settings)
+    cuts, unusable = _cuts(pairs, settings, labels)
     skipped += unusable
     return Transcripts(cuts=cuts, skipped=skipped, layouts=layouts)
 
@@ -183,6 +191,8 @@ def _sentences(place: Source) -> list[str] | None:
 
 def _layout(place: Source) -> str:
     found = detect(place)
+    if found is None and place.labels:
+        return FOLDERS
     if found is None:
         if place.place.name.lower().endswith((".json", ".jsonl", ".jsonl.gz")):
             list(json_lines(place.place))  # says which line is broken, if one is
@@ -202,7 +212,8 @@ def _items(
     utterances: list[Utterance] = []
     skipped: list[Skipped] = []
     for place, layout in zip(sources, layouts, strict=True):
-        for item in LAYOUTS[layout].read(place):
+        read = folders if layout == FOLDERS else LAYOUTS[layout].read
+        for item in read(place):
             if isinstance(item, Utterance):
                 utterances.append(item)
             else:
@@ -286,7 +297,7 @@ def _unique(id: str, taken: Counter[str]) -> str:
 
 
 def _cuts(
-    pairs: Iterable[tuple[Utterance, Clip | Skipped]], settings: config.Transcribed
+    pairs: Iterable[tuple[Utterance, Clip | Skipped]], settings: config.Transcribed, labels: bool
 ) -> tuple[list[MonoCut], list[Skipped]]:
     """Cuts of the utterances whose audio is sound and of a length that can be used.
 
@@ -306,7 +317,7 @@ def _cuts(
         first, samples = _stretch(item, clip)
         problem = _problem(item, clip, first, samples, settings)
         same = (clip.digest, first, samples, " ".join(item.text.split()))
-        if not problem and same in seen:
+        if not problem and same in seen and not labels:
             problem = "duplicate", f"same sound and text as {seen[same]}"
         if problem:
             skipped.append(
@@ -321,7 +332,8 @@ def _cuts(
         whole = (first, samples) == (0, clip.samples)
         id = _unique(clip.id if whole and not _name(item) else item.id, taken)
         seen[same] = id
-        cuts.append(_cut(item, id, clip, sounds.setdefault(clip.digest, clip), first, samples))
+        sound = sounds.setdefault(clip.digest, clip)
+        cuts.append(_cut(item, id, clip, sound, first, samples, labels))
     return cuts, skipped
 
 
@@ -356,7 +368,14 @@ def _problem(
     return None
 
 
-def _cut(item: Utterance, id: str, own: Clip, clip: Clip, first: int, samples: int) -> MonoCut:
+def _cut(
+    item: Utterance, id: str, own: Clip, clip: Clip, first: int, samples: int, labels: bool
+) -> MonoCut:
+    more: dict[str, Any] = {}
+    if labels:
+        said = {"transcription": item.text, "speaker": item.speaker, "language": item.language}
+        columns = item.columns or {name: value for name, value in said.items() if value}
+        more = {"digest": clip.digest, "columns": dict(columns)}
     recording = Recording(
         id=clip.id,
         sources=[AudioSource(type="file", channels=[0], source=str(clip.path.absolute()))],
@@ -380,7 +399,7 @@ def _cut(item: Utterance, id: str, own: Clip, clip: Clip, first: int, samples: i
         channel=0,
         supervisions=[words],
         recording=recording,
-        custom={"source": str(own.source.absolute())},
+        custom={"source": str(own.source.absolute()), **more},
     )
 
 
@@ -411,73 +430,6 @@ def _check(
             f"{len(unusable)} of {tried} transcripts in {names} cannot be used:{listed}{more}",
             hints.get(kind, "mend or remove them"),
         )
-
-
-def split(
-    cuts: Sequence[MonoCut], settings: config.Transcribed, seed: int
-) -> tuple[list[MonoCut], list[MonoCut]]:
-    """Hold out whole speakers where at least two are known, else whole recordings, drawn by seed.
-
-    About `valid_fraction` of the seconds; at least one is held out where there are two or more, and
-    at least one is kept. Where the shortest speaker alone lasts more than `valid_minutes`, whole
-    recordings are held out. A recording is never on both sides: speakers who share one go together.
-
-    Returns:
-        The cuts to train on, and those to validate on, each in the order given.
-    """
-    most = settings.valid_minutes * 60
-    wanted = min(settings.valid_fraction * sum(cut.duration for cut in cuts), most)
-    groups = _groups(cuts)
-    seconds = _seconds(groups, cuts)
-    if len({group for group, cut in zip(groups, cuts, strict=True) if _speaker(cut)}) < 2 or (
-        min(seconds.values()) > most
-    ):
-        groups = [cut.recording.id for cut in cuts]
-        seconds = _seconds(groups, cuts)
-    if wanted <= 0 or len(seconds) < 2:
-        return list(cuts), []
-    names = list(seconds)
-    held: set[str] = set()
-    lasting = 0.0
-    for index in np.random.default_rng([seed, len(names)]).permutation(len(names)):
-        if lasting + seconds[names[index]] <= min(1.5 * wanted, most):
-            held.add(names[index])
-            lasting += seconds[names[index]]
-        if lasting >= wanted:
-            break
-    if not held:  # every one is longer than the share: the shortest one it is
-        held.add(min(names, key=lambda name: seconds[name]))
-    sides: tuple[list[MonoCut], list[MonoCut]] = ([], [])
-    for group, cut in zip(groups, cuts, strict=True):
-        sides[group in held].append(cut)
-    return sides
-
-
-def _speaker(cut: MonoCut) -> str:
-    return cut.supervisions[0].speaker or ""
-
-
-def _seconds(groups: Sequence[str], cuts: Sequence[MonoCut]) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for group, cut in zip(groups, cuts, strict=True):
-        found[group] = found.get(group, 0.0) + cut.duration
-    return found
-
-
-def _groups(cuts: Sequence[MonoCut]) -> list[str]:
-    """For each cut a name that all have in common that share a speaker or a recording."""
-    parents: dict[str, str] = {}
-
-    def top(name: str) -> str:
-        while parents.setdefault(name, name) != name:
-            parents[name] = parents[parents[name]]
-            name = parents[name]
-        return name
-
-    for cut in cuts:
-        if _speaker(cut):
-            parents[top(f"speaker {_speaker(cut)}")] = top(f"recording {cut.recording.id}")
-    return [top(f"recording {cut.recording.id}") for cut in cuts]
 
 
 def facts(
