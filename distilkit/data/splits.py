@@ -1,0 +1,75 @@
+"""Which utterances are held out together: speakers and recordings are never on both sides of a split."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from lhotse import MonoCut
+
+from distilkit import config
+
+
+def hold_out(
+    cuts: Sequence[MonoCut], settings: config.Transcribed, seed: int
+) -> tuple[list[MonoCut], list[MonoCut]]:
+    """Hold out whole speakers where at least two are known, else whole recordings, drawn by seed.
+
+    About `valid_fraction` of the seconds; at least one is held out where there are two or more, and
+    at least one is kept. Where the shortest speaker alone lasts more than `valid_minutes`, whole
+    recordings are held out. A recording is never on both sides: speakers who share one go together.
+
+    Returns:
+        The cuts to train on, and those to validate on, each in the order given.
+    """
+    most = settings.valid_minutes * 60
+    wanted = min(settings.valid_fraction * sum(cut.duration for cut in cuts), most)
+    groups = together(cuts)
+    seconds = _seconds(groups, cuts)
+    if len({group for group, cut in zip(groups, cuts, strict=True) if _speaker(cut)}) < 2 or (
+        min(seconds.values()) > most
+    ):
+        groups = [cut.recording.id for cut in cuts]
+        seconds = _seconds(groups, cuts)
+    if wanted <= 0 or len(seconds) < 2:
+        return list(cuts), []
+    names = list(seconds)
+    held: set[str] = set()
+    lasting = 0.0
+    for index in np.random.default_rng([seed, len(names)]).permutation(len(names)):
+        if lasting + seconds[names[index]] <= min(1.5 * wanted, most):
+            held.add(names[index])
+            lasting += seconds[names[index]]
+        if lasting >= wanted:
+            break
+    if not held:  # every one is longer than the share: the shortest one it is
+        held.add(min(names, key=lambda name: seconds[name]))
+    sides: tuple[list[MonoCut], list[MonoCut]] = ([], [])
+    for group, cut in zip(groups, cuts, strict=True):
+        sides[group in held].append(cut)
+    return sides
+
+
+def _speaker(cut: MonoCut) -> str:
+    return cut.supervisions[0].speaker or ""
+
+
+def _seconds(groups: Sequence[str], cuts: Sequence[MonoCut]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for group, cut in zip(groups, cuts, strict=True):
+        found[group] = found.get(group, 0.0) + cut.duration
+    return found
+
+
+def together(cuts: Sequence[MonoCut]) -> list[str]:
+    """For each cut a name that all have in common that share a speaker or a recording."""
+    parents: dict[str, str] = {}
+
+    def top(name: str) -> str:
+        while parents.setdefault(name, name) != name:
+            parents[name] = parents[parents[name]]
+            name = parents[name]
+        return name
+
+    for cut in cuts:
+        if _speaker(cut):
+            parents[top(f"speaker {_speaker(cut)}")] = top(f"recording {cut.recording.id}")
+    return [top(f"recording {cut.recording.id}") for cut in cuts]
