@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from distilkit import probes
 from distilkit.audio import SAMPLE_RATE, load
 from distilkit.encoder import Encoder, encode
+from distilkit.probes import linear as probes
 from distilkit.students import parameters
 
 ASSETS = Path(__file__).parent / "assets"

@@ -6,7 +6,7 @@ import torch
 from conftest import LARGE, make_model, voice
 
 from distilkit.encoder import Encoder, encode, exact
-from distilkit.probes import linear_probe, log_mel, pooled
+from distilkit.probes.linear import linear_probe, log_mel, pooled
 
 CLIPS = [voice(seconds, seed) for seed, seconds in enumerate((0.5, 1.7, 0.025, 1.5))]
 

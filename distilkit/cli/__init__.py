@@ -21,6 +21,7 @@ from distilkit.cli import (
     inspect,
     layers,
     lm,
+    probe,
     recipes,
     tokenizer,
     transcribe,
@@ -66,6 +67,7 @@ app.command("tokenizer")(tokenizer.tokenizer)
 app.command("transcribe")(transcribe.transcribe)
 app.command("evaluate")(evaluate.evaluate)
 app.command("lm")(lm.lm)
+app.command("probe")(probe.probe)
 app.command("bench")(bench.bench)
 app.command("convert")(convert.convert)
 app.command("inspect")(inspect.inspect)

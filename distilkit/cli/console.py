@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 LEADER = os.environ.get("RANK", "0") == "0"  # of several processes, the one that speaks
 errors = Console(stderr=True, quiet=not LEADER)  # progress and logs; results go to stdout
+UNLISTED = ("not audio", "no label")  # kinds of which the number says all
 LOG_SECONDS = 5.0  # between two progress lines where there is no terminal
 
 
@@ -122,7 +123,7 @@ def left_out(skipped: "Sequence[Skipped]", where: str, shown: int = 8) -> None:
     counts = Counter(item.kind for item in skipped)
     said = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     say(f"left out: {said}" + (f" ({where})" if where else ""))
-    for item in [item for item in skipped if item.kind != "not audio"][:shown]:
+    for item in [item for item in skipped if item.kind not in UNLISTED][:shown]:
         say(f"  {item.path}: {item.reason}")
 
 

@@ -18,7 +18,8 @@ import numpy as np
 from digits import noisy, recordings
 from record import record
 
-from distilkit import config, probes, teachers
+from distilkit import config, teachers
+from distilkit.probes import linear as probes
 from distilkit.assets.real import unheard
 from distilkit.audio import load
 from distilkit.distill import distill

@@ -19,7 +19,8 @@ from record import record
 from torchaudio.functional import add_noise
 from transformers import HubertModel
 
-from distilkit import probes, teachers
+from distilkit import teachers
+from distilkit.probes import linear as probes
 from distilkit.audio import load
 from distilkit.encoder import Encoder, exact
 from distilkit.noise import coloured

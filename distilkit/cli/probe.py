@@ -1,0 +1,169 @@
+"""`distilkit probe`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from distilkit.cli import options
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from distilkit.probes import Outcome
+    from distilkit.probes.features import System
+
+TASKS = "pr ks ic sid er asr qbe sf asv sd"
+
+
+def probe(
+    task: Annotated[str, typer.Argument(help=f"One of {TASKS}, or `all` that the data allows.")],
+    data: Annotated[
+        list[str],
+        typer.Argument(help="Recordings with a table of labels, or a folder for each label."),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Checkpoint, run or hub id; by default the student of the newest run.",
+            show_default=False,
+        ),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="What it is held against: its teacher.", show_default=False),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Column of labels; repeatable for intents and slots.", show_default=False
+        ),
+    ] = None,
+    lexicon: Annotated[
+        Path | None,
+        typer.Option(help="A word and its phones on each line, for `pr`.", show_default=False),
+    ] = None,
+    text_column: options.TextColumn = "",
+    folds: Annotated[int, typer.Option(min=3, help="Parts that the data is split into.")] = 5,
+    floors: Annotated[
+        bool, typer.Option(help="Log-mel and random weights beside the models.")
+    ] = True,
+    features: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep computed frames in this folder, for the next time.", show_default=False
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Processes that train heads; one a core.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write a page to this file, HTML.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of splits, heads and order.")] = 0,
+    json: options.Json = False,
+) -> None:
+    """Measure what a model knows by ten tasks on your own labelled audio, beside its teacher.
+
+    `distilkit probe all ./my_speech --model runs/my_audio --against tiny`
+    """
+    import tempfile
+
+    from distilkit.cli import console
+    from distilkit.errors import DistilkitError
+    from distilkit.hub import default_model, locate
+    from distilkit.runs import make_parent
+
+    name = model or default_model()
+    console.say(f"model: {name}" + ("" if model else " (no --model given)"))
+    names = [name, *([against] if against else [])]
+    for each in names:
+        locate(each)  # before the imports that take seconds
+    if against == name:
+        raise DistilkitError(f"`{name}` against itself", "--against TEACHER")
+    if label and task == "all":
+        raise DistilkitError("`--label` with `all`, which finds the columns", "distilkit probe ks")
+    if out is not None and out.exists():
+        raise DistilkitError(f"`{out}` is there already", "another --out")
+    if out is not None:
+        make_parent(out)
+
+    from distilkit import probes
+    from distilkit.data.scan import cache_folder
+    from distilkit.probes import page
+    from distilkit.probes.examples import Asked
+
+    read = probes.read(data, text_column=text_column, track=console.track)
+    console.left_out(read.skipped, "")
+    kept = cache_folder().parent
+    kept.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="probe-", dir=kept) as temporary:
+        folder = features or Path(temporary)
+        asked = Asked(
+            columns=tuple(label or ()), lexicon=lexicon, folder=folder, folds=folds, seed=seed
+        )
+        problems, left = probes.prepare([task], read.cuts, asked)
+        for skipped, reason in left.items():
+            console.say(f"{skipped} ({probes.TASKS[skipped].title}) is left out: {reason}")
+        systems, device = _systems(names, floors)
+        for one, problem in problems.items():
+            console.left_out(problem.skipped, one)
+        heard = probes.hear(systems, problems, folder, device, console.track)
+        outcomes = list(
+            probes.solve(
+                problems, heard, against=against, seed=seed, workers=workers, track=console.track
+            )
+        )
+    outcomes.sort(key=lambda outcome: list(probes.TASKS).index(outcome.task))
+    said = page.document(outcomes, left, names, data)
+    if out is not None:
+        page.write(out, outcomes, left, names, data)
+        console.say(f"written: {out}")
+    if json:
+        console.document(said)
+    else:
+        _show(outcomes, [system.name for system in systems], against)
+
+
+def _systems(names: "Sequence[str]", floors: bool) -> "tuple[list[System], str]":
+    """The models, and beside them what any of them must beat."""
+    from distilkit import plan, teachers
+    from distilkit.cli import console
+    from distilkit.config import Train
+    from distilkit.probes import features
+
+    device = plan.device(Train())[0]
+    encoders = []
+    for name in names:
+        encoder, checkpoint = teachers.load(name)
+        for note in checkpoint.notes:
+            console.say(f"{name}: {note}")
+        encoders.append(encoder)
+    found = [
+        features.model(name, encoder, device, "fp32")
+        for name, encoder in zip(names, encoders, strict=True)
+    ]
+    if floors:
+        found += [features.log_mel(), features.random(encoders[0], device, "fp32")]
+    return found, device
+
+
+def _show(outcomes: "Sequence[Outcome]", systems: "Sequence[str]", against: str | None) -> None:
+    """Print a line for each task and metric; the intervals are those of 95%."""
+    from distilkit import probes
+    from distilkit.cli import console
+    from distilkit.probes.page import shown
+
+    rows = []
+    for outcome in outcomes:
+        for place, metric in enumerate(outcome.metrics[:2]):
+            cells = [shown(metric, outcome.values[system][metric.name]) for system in systems]
+            share = shown(None, outcome.kept) if outcome.kept and not place else ""
+            title = probes.TASKS[outcome.task].title if not place else ""
+            rows.append((title, metric.name, *cells, *([share] if against else [])))
+    columns = ("task", "metric", *systems, *(["kept"] if against else []))
+    console.show(console.table("", columns, rows), to_result=True)
+    mean = probes.retained(outcomes)
+    if mean is not None and len(outcomes) > 1:
+        console.result(f"kept on average over {len(outcomes)} tasks: {mean:.1%}")
