@@ -125,10 +125,11 @@ class Recurrent(nn.Module):
         self.mixed = mixed
         ways = 1 + both_ways
         widths = [mixed.mean_LD.shape[1], *[ways * hidden] * (layers - 1)]
-        self.layers = nn.ModuleList(
-            nn.ModuleList(nn.LSTM(width, hidden, batch_first=True) for _ in range(ways))
-            for width in widths
-        )
+
+        def lstms() -> nn.ModuleList:
+            return nn.ModuleList(nn.LSTM(width, hidden, batch_first=True) for width in widths)
+
+        self.forth, self.back = lstms(), lstms() if both_ways else nn.ModuleList()
         self.dropout = nn.Dropout(dropout)
         self.classify = nn.Linear(ways * hidden, outputs)
 
@@ -139,12 +140,12 @@ class Recurrent(nn.Module):
         back_BT1 = torch.where(place_T < lengths[:, None], lengths[:, None] - 1 - place_T, place_T)[
             ..., None
         ]
-        for forth, *back in self.layers:
+        for layer, forth in enumerate(self.forth):
             ways = [forth(hidden_BTD)[0]]
-            for way in back:
-                turned = hidden_BTD.gather(1, back_BT1.expand_as(hidden_BTD))
-                found = way(turned)[0]
-                ways.append(found.gather(1, back_BT1.expand_as(found)))
+            if self.back:
+                turned_BTD = hidden_BTD.gather(1, back_BT1.expand_as(hidden_BTD))
+                found_BTD = self.back[layer](turned_BTD)[0]
+                ways.append(found_BTD.gather(1, back_BT1.expand_as(found_BTD)))
             hidden_BTD = self.dropout(torch.cat(ways, -1))
         logits: Tensor = self.classify(hidden_BTD)
         return logits

@@ -148,7 +148,7 @@ def slots(tokens: Sequence[str]) -> list[tuple[str, str]]:
         end = f"E-{name}"
         if len(tokens[place]) > 1 and tokens[place].startswith("B-") and end in tokens[place + 1 :]:
             last = tokens.index(end, place + 1)
-            inside = [token for token in tokens[place + 1 : last] if len(token) == 1]
+            inside = [token if len(token) == 1 else " " for token in tokens[place + 1 : last]]
             value = " ".join("".join(inside).split())
             if value:
                 found.append((name, value))

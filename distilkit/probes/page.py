@@ -134,7 +134,11 @@ def _details(outcome: Outcome) -> str:
         f"<dt>{escape(system)}<dd>{'; '.join(escape(_choice(each)) for each in choices)}"
         for system, choices in outcome.chosen.items()
     )
-    skipped = "".join(f"<li>{escape(item.path)}: {escape(item.reason)}" for item in outcome.skipped)
+    skipped = "".join(
+        f"<li>{escape(item.path)}: {escape(item.reason)}"
+        for item in outcome.skipped
+        if item.kind != UNLABELLED
+    )
     listed = f"<h3>Not used</h3><ul>{skipped}</ul>" if skipped else ""
     return (
         f"<details><summary>{escape(TASKS[outcome.task].title)}</summary><dl>{facts}</dl>"

@@ -19,11 +19,11 @@ from digits import noisy, recordings
 from record import record
 
 from distilkit import config, teachers
-from distilkit.probes import linear as probes
 from distilkit.assets.real import unheard
 from distilkit.audio import load
 from distilkit.distill import distill
 from distilkit.encoder import Encoder
+from distilkit.probes import linear as probes
 
 COMMANDS = Path(os.environ.get("DISTILKIT_SHARED", "shared")) / "speech" / "commands"
 SLOTS = ("coffee_drink", "roast", "number_of_shots")

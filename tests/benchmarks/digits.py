@@ -20,10 +20,10 @@ from torchaudio.functional import add_noise
 from transformers import HubertModel
 
 from distilkit import teachers
-from distilkit.probes import linear as probes
 from distilkit.audio import load
 from distilkit.encoder import Encoder, exact
 from distilkit.noise import coloured
+from distilkit.probes import linear as probes
 
 DIGITS = Path(os.environ.get("DISTILKIT_SHARED", "shared")) / "speech" / "digits"
 
