@@ -28,6 +28,7 @@ OPTIONS = {
     "evaluate": {"--model", "--against", "--lm", "--beam", "--lm-weight", "--word-bonus", "--text-column", "--out", "--json"},
     "tokenizer": {"--out", "--kind", "--vocab-size", "--form", "--case", "--punctuation", "--digits", "--language", "--text-column", "--json"},
     "lm": {"--out", "--order", "--tokenizer", "--text-column", "--json"},
+    "probe": {"--model", "--against", "--label", "--lexicon", "--text-column", "--folds", "--floors", "--features", "--workers", "--out", "--seed", "--json"},
     "bench": {"--seconds", "--batch", "--precision", "--rounds", "--json"},
     "convert": {"--out", "--format", "--json"},
     "inspect": {"--text-column", "--json"},

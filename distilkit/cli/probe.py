@@ -1,5 +1,6 @@
 """`distilkit probe`."""
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,9 +9,10 @@ import typer
 from distilkit.cli import options
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from distilkit.probes import Outcome
+    from distilkit.probes.examples import Problem
     from distilkit.probes.features import System
 
 TASKS = "pr ks ic sid er asr qbe sf asv sd"
@@ -68,8 +70,6 @@ def probe(
 
     `distilkit probe all ./my_speech --model runs/my_audio --against tiny`
     """
-    import tempfile
-
     from distilkit.cli import console
     from distilkit.errors import DistilkitError
     from distilkit.hub import default_model, locate
@@ -90,25 +90,18 @@ def probe(
         make_parent(out)
 
     from distilkit import probes
-    from distilkit.data.scan import cache_folder
     from distilkit.probes import page
     from distilkit.probes.examples import Asked
 
     read = probes.read(data, text_column=text_column, track=console.track)
     console.left_out(read.skipped, "")
-    kept = cache_folder().parent
-    kept.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="probe-", dir=kept) as temporary:
-        folder = features or Path(temporary)
+    with _kept(features) as folder:
         asked = Asked(
             columns=tuple(label or ()), lexicon=lexicon, folder=folder, folds=folds, seed=seed
         )
         problems, left = probes.prepare([task], read.cuts, asked)
-        for skipped, reason in left.items():
-            console.say(f"{skipped} ({probes.TASKS[skipped].title}) is left out: {reason}")
+        _say(problems, left)
         systems, device = _systems(names, floors)
-        for one, problem in problems.items():
-            console.left_out(problem.skipped, one)
         heard = probes.hear(systems, problems, folder, device, console.track)
         outcomes = list(
             probes.solve(
@@ -116,14 +109,40 @@ def probe(
             )
         )
     outcomes.sort(key=lambda outcome: list(probes.TASKS).index(outcome.task))
-    said = page.document(outcomes, left, names, data)
     if out is not None:
         page.write(out, outcomes, left, names, data)
         console.say(f"written: {out}")
     if json:
-        console.document(said)
+        console.document(page.document(outcomes, left, names, data))
     else:
         _show(outcomes, [system.name for system in systems], against)
+
+
+@contextmanager
+def _kept(folder: Path | None) -> "Iterator[Path]":
+    """Where frames are kept: in the folder that was asked for, else until the command ends."""
+    import tempfile
+
+    from distilkit.data.scan import cache_folder
+
+    if folder is not None:
+        yield folder
+        return
+    place = cache_folder().parent
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="probe-", dir=place) as temporary:
+        yield Path(temporary)
+
+
+def _say(problems: "Mapping[str, Problem]", left: "Mapping[str, str]") -> None:
+    """Say which tasks cannot be done, and what of the data is not used in the others."""
+    from distilkit import probes
+    from distilkit.cli import console
+
+    for name, reason in left.items():
+        console.say(f"{name} ({probes.TASKS[name].title}) is left out: {reason}")
+    for name, problem in problems.items():
+        console.left_out(problem.skipped, name)
 
 
 def _systems(names: "Sequence[str]", floors: bool) -> "tuple[list[System], str]":

@@ -28,6 +28,7 @@ CONFLICT, LONE, UNLABELLED, TWICE = "two labels", "one example", "no label", "du
 FOLDS = 5
 LEAST_SPEAKERS = 6  # two on each side of a split
 SAID = 0.9  # share of a column's values that are in the text where it is a slot
+AMONG = 0.5  # share of them that are said among other words
 SPLITS = ("split", "subset", "partition")  # columns that say which side a recording is on
 SIDES = {
     "train": ("train", "training"),
@@ -135,8 +136,10 @@ def slots(cuts: Sequence[MonoCut]) -> tuple[str, ...]:
             continue
         rows = [(cut.custom["columns"].get(name, ""), text(cut)) for cut in cuts]
         rows = [(plain(value), plain(whole)) for value, whole in rows if value and whole]
-        said = sum(value != whole and f" {value} " in f" {whole} " for value, whole in rows)
-        if len({value for value, _ in rows}) > 1 and said >= SAID * len(rows):
+        said = sum(f" {value} " in f" {whole} " for value, whole in rows)
+        among = sum(value != whole for value, whole in rows)
+        varied = len({value for value, _ in rows}) > 1
+        if varied and said >= SAID * len(rows) and among >= AMONG * len(rows):
             found.append(name)
     return tuple(found)
 
@@ -203,7 +206,7 @@ def gather(
             sounds.setdefault(window_key(cut), []).append(one)
     examples: list[Example] = []
     for first, *others in sounds.values():
-        said = list(dict.fromkeys(str(item.label) for item in (first, *others)))
+        said = list(dict.fromkeys(_shown(item.label) for item in (first, *others)))
         if len(said) > 1:
             reason = f"the same sound has {len(said)} labels: {' / '.join(said[:3])}"
             skipped += [left(item.cut, reason, CONFLICT) for item in (first, *others)]
@@ -220,6 +223,13 @@ def gather(
         else:
             kept.append(item)
     return kept, skipped
+
+
+def _shown(label: Any) -> str:
+    """A label as a user reads it: words of several columns or phones apart, characters together."""
+    if isinstance(label, str):
+        return label
+    return ("" if all(len(part) == 1 for part in label) else " ").join(label)
 
 
 def _parts(label: Any) -> list[tuple[int, Any]]:

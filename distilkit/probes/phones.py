@@ -127,9 +127,9 @@ def _espeak(languages: set[str]) -> tuple[Phones, str]:
         if not words:
             return ()
         made = backend(language).phonemize(  # type: ignore[attr-defined]
-            [words], separator=Separator(phone=" ", word=" ", syllable=""), strip=True
+            [words], separator=Separator(phone=" ", word="|", syllable=""), strip=True
         )
-        return tuple(made[0].split())
+        return tuple(made[0].replace("|", " ").split())
 
     return phones, "eSpeak"
 
