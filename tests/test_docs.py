@@ -255,6 +255,16 @@ def test_every_layout_has_its_row() -> None:
     assert set(LAYOUTS) <= _first_cells("guides/transcribed-data.md")
 
 
+def test_every_task_has_its_row() -> None:
+    from distilkit.cli import probe
+    from distilkit.probes import TASKS
+
+    assert set(TASKS) == _first_cells("guides/probes.md")
+    assert probe.TASKS.split() == list(TASKS)  # spelled out: importing them would cost `--help` its speed
+    text = _text(ROOT / "docs" / "concepts" / "probes.md")
+    assert all(f"`{name}`" in text for name in TASKS)
+
+
 @pytest.mark.parametrize("name", config.recipe_names())
 def test_every_recipe_is_in_the_guide(name: str) -> None:
     page = {"distill": "first-distillation.md", "finetune-ctc": "recognition.md"}

@@ -28,7 +28,10 @@ PEOPLE = 25  # of the 38 in `commands`; the others are tested
 MORE = ("ljspeech", "prompts", "read_short")  # other people, other words, in --mixed
 WAYS = {
     "full": (),
-    "lora": ("--lora", "--rank", "64", "--set", "model.dropout=0"),
+    "lora": (
+        *("--lora", "--rank", "64", "--set", "model.dropout=0"),
+        *("--set", "train.passes=300"),
+    ),
     "random": ("--set", "model.start=random", "--set", "train.freeze_front_end=false"),
 }
 
