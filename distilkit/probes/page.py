@@ -1,5 +1,6 @@
 """What was measured, as one document and as one page that needs nothing else."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from html import escape
@@ -11,6 +12,7 @@ from distilkit.probes.examples import UNLABELLED
 from distilkit.probes.metrics import Metric, score
 from distilkit.runs import write_text
 
+LONGEST_NAME = 28  # letters of a model above its column
 CAUTION = (
     "A proxy: tasks as SUPERB has them, with smaller heads, on your own recordings. Intervals are the "
     "middle 95% when speakers (or clips, where nobody says who speaks) are drawn anew."
@@ -76,12 +78,13 @@ def write(
     """Write the page: a table, and below it each task with its examples and chosen layers."""
     systems = list(outcomes[0].values)
     share = retained(outcomes)
-    head = "".join(f"<th scope=col>{escape(name)}" for name in systems)
+    head = "".join(f"<th scope=col>{escape(_short(name))}" for name in systems)
     rows = "".join(_row(outcome, systems) for outcome in outcomes)
     kept = "<th scope=col>kept" if share is not None else ""
     mean = f"<p class=mean>Kept on average: <b>{share:.1%}</b>" if share is not None else ""
     others = "".join(
-        f"<li><b>{escape(TASKS[name].title)}</b>: {escape(reason)}" for name, reason in left.items()
+        f"<li><b>{escape(TASKS[name].title)}</b>: {_marked(reason)}"
+        for name, reason in left.items()
     )
     others = f"<h2>Left out</h2><ul>{others}</ul>" if others else ""
     details = "".join(_details(outcome) for outcome in outcomes)
@@ -102,10 +105,16 @@ def _row(outcome: Outcome, systems: Sequence[str]) -> str:
     for place, metric in enumerate(outcome.metrics):
         title = escape(TASKS[outcome.task].title) if not place else ""
         arrow = "higher is better" if metric.higher else "lower is better"
-        cells = "".join(_cell(metric, outcome.values[system][metric.name]) for system in systems)
+        cells = "".join(
+            _cell(system, metric, outcome.values[system][metric.name]) for system in systems
+        )
         share = ""
         if outcome.kept is not None:
-            share = f"<td>{shown(None, outcome.kept)}" if not place else "<td>"
+            share = (
+                f"<td data-of=kept>{_number(None, outcome.kept)}"
+                if not place
+                else "<td class=none>"
+            )
         lines.append(
             f"<tr{' class=first' if not place else ''}><th scope=row>{title}"
             f'<td title="{arrow}">{escape(metric.name)} {"↑" if metric.higher else "↓"}{cells}{share}'
@@ -113,12 +122,28 @@ def _row(outcome: Outcome, systems: Sequence[str]) -> str:
     return "".join(lines)
 
 
-def _cell(metric: Metric, value: Value) -> str:
+def _short(name: str) -> str:
+    """A model's name that fits above a column: the end of a long path."""
+    return name if len(name) <= LONGEST_NAME else f"…{name[-LONGEST_NAME:]}"
+
+
+def _marked(text: str) -> str:
+    """Text with what stands in backticks as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+
+
+def _number(metric: Metric | None, value: Value) -> str:
+    """A value, and its interval small beside it."""
+    number, _, rest = shown(metric, value).partition(" ")
+    return f"<span>{number} <small>{rest.strip('()')}</small></span>"
+
+
+def _cell(system: str, metric: Metric, value: Value) -> str:
     """A number with a bar below it as long as what is right, and where the interval lies."""
     good = 100 * min(1.0, score(metric, value.value))
     ends = sorted(100 * min(1.0, score(metric, end)) for end in (value.low, value.high))
     return (
-        f"<td><span>{shown(metric, value)}</span>"
+        f'<td data-of="{escape(_short(system))}">{_number(metric, value)}'
         f'<svg viewBox="0 0 100 5" preserveAspectRatio=none aria-hidden=true>'
         f"<rect class=back width=100 height=5 /><rect class=bar width={good:.1f} height=5 />"
         f"<rect class=span x={ends[0]:.1f} y=2 width={max(0.5, ends[1] - ends[0]):.1f} height=1 /></svg>"
@@ -135,7 +160,7 @@ def _details(outcome: Outcome) -> str:
         for system, choices in outcome.chosen.items()
     )
     skipped = "".join(
-        f"<li>{escape(item.path)}: {escape(item.reason)}"
+        f"<li>{escape(item.path)}: {_marked(item.reason)}"
         for item in outcome.skipped
         if item.kind != UNLABELLED
     )
@@ -173,17 +198,24 @@ STYLE = """
 @media(prefers-color-scheme:dark){:root{--ink:#e6e9ec;--paper:#14181d;--line:#333b44;--soft:#a3adb8;
 --bar:#3f78b5;--back:#222931;--mark:#cfe3f7}}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
-main{max-width:72rem;margin:auto;padding:1.5rem}
+main{max-width:80rem;margin:auto;padding:1.5rem}
 h1{font-size:1.5rem}h2{font-size:1.2rem}h3{font-size:1rem;margin-bottom:.2rem}
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%}
 th,td{padding:.3rem .6rem;text-align:left;vertical-align:top;white-space:nowrap;font-weight:normal}
 thead th{border-bottom:2px solid var(--line);color:var(--soft)}
 tr.first>*{border-top:1px solid var(--line)}tbody th{font-weight:600}
+small{color:var(--soft);font-size:.8em}code{overflow-wrap:anywhere}
 td svg{display:block;width:100%;min-width:6rem;height:5px}
 .back{fill:var(--back)}.bar{fill:var(--bar)}.span{fill:var(--mark)}
 details{margin:1rem 0;border-top:1px solid var(--line);padding-top:.5rem}
 summary{cursor:pointer;font-weight:600}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem;margin:.5rem 0}
 dt{color:var(--soft)}dd{margin:0}li{overflow-wrap:anywhere}
+@media(max-width:48rem){thead{display:none}table,tbody{display:block}
+tr{display:grid;grid-template-columns:1fr 1fr}tr.first>*{border:0}
+tr.first{border-top:1px solid var(--line)}tbody th{grid-column:1/-1}tbody th:empty,.none{display:none}
+td:nth-child(2){grid-column:1/-1;color:var(--soft)}th,td{white-space:normal}
+td[data-of]::before{content:attr(data-of);display:block;color:var(--soft);font-size:.8em;
+overflow-wrap:anywhere}}
 @media print{.wide{overflow:visible}}
 """
