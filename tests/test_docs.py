@@ -260,7 +260,9 @@ def test_every_task_has_its_row() -> None:
     from distilkit.probes import TASKS
 
     assert set(TASKS) == _first_cells("guides/probes.md")
-    assert probe.TASKS.split() == list(TASKS)  # spelled out: importing them would cost `--help` its speed
+    assert probe.TASKS.split() == list(
+        TASKS
+    )  # spelled out: importing them would cost `--help` its speed
     text = _text(ROOT / "docs" / "concepts" / "probes.md")
     assert all(f"`{name}`" in text for name in TASKS)
 

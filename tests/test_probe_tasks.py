@@ -773,3 +773,24 @@ def test_all_tasks_can_be_sent_to_another_process() -> None:
         assert sent.groups(sent.splits[0]) == problem.groups(problem.splits[0])
     assert EER.name == "EER"
     assert Framed.__doc__
+
+
+def test_batches_are_alike_in_length_and_hold_all() -> None:
+    lengths = np.random.default_rng(0).integers(10, 500, 60).tolist()
+    train = list(range(100, 160))
+    order = heads.batches(train, 4, 0, lengths)
+    first = [next(order) for _ in range(15)]
+    assert sorted(itertools.chain.from_iterable(first)) == train
+    plain = heads.batches(train, 4, 0)
+    loose = [next(plain) for _ in range(15)]
+    assert sorted(itertools.chain.from_iterable(loose)) == train
+
+    def padding(groups: list[list[int]]) -> int:
+        return sum(max(lengths[p - 100] for p in group) * len(group) for group in groups)
+
+    assert padding(first) < 0.75 * padding(loose)
+    again = heads.batches(train, 4, 0, lengths)
+    assert [next(again) for _ in range(15)] == first
+    assert [next(order) for _ in range(15)] != first
+    every = heads.chunks([3, 1, 2, 0], 3, [5, 9, 7, 7])
+    assert every == [[1, 3, 2], [0]]

@@ -51,7 +51,7 @@ TASKS: dict[str, Task] = {
         title="phoneme recognition",
         needs="a column of phones, or text and a lexicon",
         prepare=sequences.phones,
-        effort=Effort(rates=(1e-2, 3e-3), trial=150, steps=600, batch=16, every=50, patience=4),
+        effort=Effort(rates=(1e-2, 3e-3), trial=100, steps=400, batch=16, every=50, patience=3),
         splits=2,
     ),
     "ks": Task(
@@ -86,7 +86,7 @@ TASKS: dict[str, Task] = {
         title="speech recognition",
         needs="text",
         prepare=sequences.words,
-        effort=Effort(rates=(3e-3, 1e-3), trial=100, steps=600, batch=16, every=50, patience=4),
+        effort=Effort(rates=(1e-2, 3e-3), trial=60, steps=360, batch=32, every=40, patience=3),
         splits=1,
     ),
     "qbe": Task(
@@ -100,14 +100,14 @@ TASKS: dict[str, Task] = {
         title="slot filling",
         needs="text, and columns whose values are said in it",
         prepare=sequences.slot_filling,
-        effort=Effort(rates=(3e-3, 1e-3), trial=100, steps=600, batch=16, every=50, patience=4),
+        effort=Effort(rates=(1e-2, 3e-3), trial=60, steps=360, batch=32, every=40, patience=3),
         splits=1,
     ),
     "asv": Task(
         title="speaker verification",
         needs="a column of six speakers or more",
         prepare=verify.verification,
-        effort=Effort(rates=(3e-3, 1e-3), trial=60, steps=300, batch=32, every=20, patience=5),
+        effort=Effort(rates=(3e-3, 1e-3), trial=60, steps=300, batch=16, every=20, patience=5),
         splits=FOLDS,
     ),
     "sd": Task(

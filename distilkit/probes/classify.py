@@ -84,7 +84,7 @@ class Labels:
 
     def solve(self, features: Features, split: Split, effort: Effort, seed: int) -> Solved:
         """Fit a linear head on the means over time, and label the clips that are tested."""
-        mean_NLD = features.means(self.cuts)
+        mean_LND = features.means(self.cuts).transpose(0, 1).contiguous()
         classes = [
             sorted({self.examples[place].label[column] for place in split.train})
             for column in range(len(self.names))
@@ -99,14 +99,14 @@ class Labels:
                 for item in self.examples
             ]
         )
-        trained_NLD = mean_NLD[split.train]
-        center, deviation = trained_NLD.mean(0), trained_NLD.std(0, correction=0)
+        trained_LND = mean_LND[:, split.train]
+        center_LD, spread_LD = trained_LND.mean(1), trained_LND.std(1, correction=0)
 
         def build() -> Pooled:
-            return Pooled(Mixed(center, deviation), ends[-1])
+            return Pooled(Mixed(center_LD, spread_LD), ends[-1])
 
         def parts(head: Pooled, places: Sequence[int]) -> list[Tensor]:
-            logits = head(mean_NLD[places].unbind(1))
+            logits = head(mean_LND[:, places])
             return [logits[:, a:b] for a, b in zip(ends, ends[1:], strict=False)]
 
         def loss(head: Pooled, places: list[int]) -> Tensor:

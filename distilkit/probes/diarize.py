@@ -121,6 +121,7 @@ class Conversations:
             split.train,
             effort,
             seed,
+            [item.cut.num_samples for item in self.made],
         )
         with torch.no_grad():
             heard = {

@@ -22,6 +22,7 @@ LEAST_SPREAD = (
 )
 MIX = "mixed.mix.weight"
 MIX_RATE = 10.0  # times the rate of the rest: heads here see hundreds of steps, SUPERB's 200,000
+SORTED = 8  # batches whose clips are sorted by length together
 CLIP_NORM = 1.0  # SUPERB's `gradient_clipping`
 
 Judged = tuple[float, ...]  # more is better; the first number counts, the others part equals
@@ -56,10 +57,12 @@ class Mixed(nn.Module):
         self.mean_LD: Tensor
         self.spread_LD: Tensor
 
-    def forward(self, states: Sequence[Tensor]) -> Tensor:
-        """The sum, (N, D), of L states (N, D) of clips or frames."""
+    def forward(self, states: Sequence[Tensor] | Tensor) -> Tensor:
+        """The sum, (N, D), of L states (N, D) of clips or frames; a stack of them where they are few."""
         weight_LD = self.mix.weight.softmax(0)[:, None] / self.spread_LD
         total_ND = -(self.mean_LD * weight_LD).sum(0)
+        if isinstance(states, Tensor):
+            return total_ND + (states * weight_LD[:, None]).sum(0)
         for state_ND, weight_D in zip(states, weight_LD, strict=True):
             total_ND = total_ND + state_ND * weight_D
         return total_ND
@@ -79,9 +82,9 @@ class Pooled(nn.Module):
         self.project = nn.Linear(mixed.mean_LD.shape[1], PROJECTED)
         self.classify = nn.Linear(PROJECTED, classes)
 
-    def forward(self, means: Sequence[Tensor]) -> Tensor:
-        """Logits (B, K) of L means (B, D)."""
-        logits: Tensor = self.classify(self.project(self.mixed(means)))
+    def forward(self, mean_LBD: Tensor) -> Tensor:
+        """Logits (B, K)."""
+        logits: Tensor = self.classify(self.project(self.mixed(mean_LBD)))
         return logits
 
 
@@ -175,6 +178,7 @@ def fit(
     train: Sequence[int],
     effort: Effort,
     seed: int,
+    lengths: Sequence[int] | None = None,
 ) -> tuple[Any, float]:
     """Train a head at several rates, go on with the best, and return it as it was at its best.
 
@@ -185,11 +189,16 @@ def fit(
         train: the clips to train on.
         effort: how long.
         seed: of weights, dropout and order.
+        lengths: of every clip, so that those of a batch are alike; None where that does not matter.
 
     Returns:
         The head, in evaluation mode, and its learning rate.
     """
-    tries = [_Try(build, train, effort, rate, seed) for rate in effort.rates]
+    sizes = None if lengths is None else [lengths[place] for place in train]
+    tries = [
+        _Try(build, batches(train, effort.batch, seed, sizes), effort, rate, seed)
+        for rate in effort.rates
+    ]
     for each in tries:
         each.go_on(loss, judge, effort.trial)
     best = max(tries, key=lambda each: each.best)
@@ -202,7 +211,12 @@ class _Try:
     """A head at one learning rate, on its way."""
 
     def __init__(
-        self, build: Callable[[], Any], train: Sequence[int], effort: Effort, rate: float, seed: int
+        self,
+        build: Callable[[], Any],
+        order: Iterator[list[int]],
+        effort: Effort,
+        rate: float,
+        seed: int,
     ) -> None:
         torch.manual_seed(seed)
         self.head, self.rate, self.effort = build(), rate, effort
@@ -213,7 +227,7 @@ class _Try:
             {"params": shares, "lr": MIX_RATE * rate},
         ]
         self._optimizer = torch.optim.Adam(groups, lr=rate)
-        self._batches = _batches(train, effort.batch, seed)
+        self._batches = order
         self._random = torch.get_rng_state()
         self._step = self._since = 0
         self.best: Judged = (-float("inf"),)
@@ -250,10 +264,32 @@ class _Try:
             self.kept = copy.deepcopy(self.head.state_dict())
 
 
-def _batches(train: Sequence[int], size: int, seed: int) -> Iterator[list[int]]:
-    """Batches without end; each pass is a permutation."""
+def batches(
+    train: Sequence[int], size: int, seed: int, lengths: Sequence[int] | None = None
+) -> Iterator[list[int]]:
+    """Batches without end; each pass is a permutation, sorted by length within stretches of it.
+
+    Args:
+        train: the clips.
+        size: of a batch.
+        seed: of the order.
+        lengths: of the clips; None leaves the permutation as it is.
+    """
     rng = np.random.default_rng(seed)
     while True:
-        order = [train[index] for index in rng.permutation(len(train))]
-        for first in range(0, len(order), size):
-            yield order[first : first + size]
+        order = rng.permutation(len(train)).tolist()
+        groups = [order[first : first + size] for first in range(0, len(order), size)]
+        if lengths is not None:
+            groups = []
+            for first in range(0, len(order), SORTED * size):
+                part = sorted(order[first : first + SORTED * size], key=lambda at: -lengths[at])
+                groups += [part[at : at + size] for at in range(0, len(part), size)]
+            groups = [groups[at] for at in rng.permutation(len(groups))]
+        for group in groups:
+            yield [train[at] for at in group]
+
+
+def chunks(places: Sequence[int], size: int, lengths: Sequence[int]) -> list[list[int]]:
+    """All clips once, in batches of clips alike in length."""
+    order = sorted(places, key=lambda place: -lengths[place])
+    return [order[first : first + size] for first in range(0, len(order), size)]

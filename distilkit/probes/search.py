@@ -68,37 +68,30 @@ class Search:
         """Take the layer that finds most for one half of the queries, and search for the other half."""
         del effort, seed  # nothing is trained
         mean_LD, spread_LD = spread(features.frames(cut) for cut in self.cuts)
-        spread_LD = spread_LD.clamp_min(1e-9)
-        best = (-1.0, 0)
+        frames = [features.frames(cut).half() for cut in self.cuts]
+
+        def layer_rows(layer: int, places: Sequence[int]) -> Rows:
+            mean_D, spread_D = mean_LD[layer], spread_LD[layer].clamp_min(1e-9)
+            unit = [normalize((each[layer].float() - mean_D) / spread_D, dim=1) for each in frames]
+            return self._rows(unit[: len(self.queries)], unit[len(self.queries) :], places)
+
+        found = {}
         for layer in range(features.states):
-            rows = self._rows(features, layer, mean_LD[layer], spread_LD[layer], split.dev)
-            value = MTWV.measure(rows, np.ones(len(rows["score"])))
-            best = max(best, (value, layer), key=lambda pair: pair[0])
-        layer = best[1]
-        rows = self._rows(features, layer, mean_LD[layer], spread_LD[layer], split.test)
-        return Solved(rows=rows, chosen={"layer": layer})
+            rows = layer_rows(layer, split.dev)
+            found[layer] = MTWV.measure(rows, np.ones(len(rows["score"])))
+        best = max(found, key=lambda layer: found[layer])  # of equals the lowest
+        return Solved(rows=layer_rows(best, split.test), chosen={"layer": best})
 
     def _rows(
-        self,
-        features: Features,
-        layer: int,
-        mean_D: Tensor,
-        spread_D: Tensor,
-        places: Sequence[int],
+        self, queries: Sequence[Tensor], clips: Sequence[Tensor], places: Sequence[int]
     ) -> Rows:
         """For each query and clip: how well it fits, and whether the query is said there."""
-
-        def frames(item: Example) -> Tensor:
-            states, _ = features.rows([item.cut])
-            return normalize((states[layer] - mean_D) / spread_D, dim=1)
-
-        clips = [frames(item) for item in self.searched]
         scores, same, numbers = [], [], []
         for place in places:
-            query = self.queries[place]
-            cost_N = -subsequence_cost(frames(query), clips)
+            cost_N = -subsequence_cost(queries[place], clips)
             scores.append((cost_N - cost_N.mean()) / max(float(cost_N.std()), 1e-9))
-            same += [said(query.label, item.label) for item in self.searched]
+            term = self.queries[place].label
+            same += [said(term, item.label) for item in self.searched]
             numbers += [place] * len(self.searched)
         return {
             "score": np.concatenate(scores),

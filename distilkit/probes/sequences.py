@@ -34,7 +34,7 @@ from distilkit.probes.examples import (
     text,
 )
 from distilkit.probes.features import Features
-from distilkit.probes.heads import Effort, Framed, Judged, Mixed, Recurrent, fit, spread
+from distilkit.probes.heads import Effort, Framed, Judged, Mixed, Recurrent, chunks, fit, spread
 from distilkit.probes.metrics import (
     CER,
     F1,
@@ -99,6 +99,7 @@ class Written:
     def solve(self, features: Features, split: Split, effort: Effort, seed: int) -> Solved:
         """Train a head with CTC, and write down the clips that are tested, greedily."""
         number = {token: place + 1 for place, token in enumerate(self.tokens)}
+        lengths = [item.cut.num_samples for item in self.examples]
         answers = [torch.tensor([number[t] for t in item.label]) for item in self.examples]
         mean_LD, spread_LD = spread(
             features.frames(self.examples[place].cut) for place in split.train[:STATISTICS]
@@ -108,28 +109,30 @@ class Written:
             return self.head(Mixed(mean_LD, spread_LD), len(self.tokens) + 1)
 
         def logits(head: nn.Module, places: Sequence[int]) -> tuple[Tensor, Tensor]:
-            states, lengths = features.rows([self.examples[place].cut for place in places])
-            return head(states, lengths), lengths
+            states, counts = features.rows([self.examples[place].cut for place in places])
+            return head(states, counts), counts
 
         def loss(head: nn.Module, places: list[int]) -> Tensor:
-            found_BTK, lengths = logits(head, places)
-            return _ctc(found_BTK, lengths, [answers[place] for place in places])
+            found_BTK, own = logits(head, places)
+            return _ctc(found_BTK, own, [answers[place] for place in places])
 
         def judge(head: nn.Module) -> Judged:
             cost, counts = 0.0, []
-            for places in _chunks(split.dev, effort.batch):
-                found_BTK, lengths = logits(head, places)
-                cost += len(places) * float(_ctc(found_BTK, lengths, [answers[p] for p in places]))
-                counts += self._compared(found_BTK, lengths, places)
+            for places in chunks(split.dev, effort.batch, lengths):
+                found_BTK, own = logits(head, places)
+                cost += len(places) * float(_ctc(found_BTK, own, [answers[p] for p in places]))
+                counts += self._compared(found_BTK, own, places)
             first = self.metrics[0]
             value = first.measure(_columns(counts), np.ones(len(counts)))
             return (value if first.higher else -value), -cost
 
-        head, rate = fit(build, loss, judge, split.train, effort, seed)
-        counts = []
+        head, rate = fit(build, loss, judge, split.train, effort, seed, lengths)
+        heard: dict[int, dict[str, float]] = {}
         with torch.no_grad():
-            for places in _chunks(split.test, effort.batch):
-                counts += self._compared(*logits(head, places), places)
+            for places in chunks(split.test, effort.batch, lengths):
+                found = self._compared(*logits(head, places), places)
+                heard |= dict(zip(places, found, strict=True))
+        counts = [heard[place] for place in split.test]
         weights = head.mixed.mix.weight.softmax(0).tolist()
         return Solved(rows=_columns(counts), chosen={"rate": rate, "layers": weights})
 
@@ -156,10 +159,6 @@ def _ctc(logits_BTK: Tensor, lengths: Tensor, answers: Sequence[Tensor]) -> Tens
         zero_infinity=True,
     )
     return found
-
-
-def _chunks(places: Sequence[int], size: int) -> list[list[int]]:
-    return [list(places[first : first + size]) for first in range(0, len(places), size)]
 
 
 def _columns(counts: Sequence[Mapping[str, float]]) -> Rows:

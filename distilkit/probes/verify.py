@@ -6,7 +6,7 @@ Letters in names: B clips in a batch, N frames, T frames of a clip, D width, C c
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,11 @@ from torch.nn.functional import cross_entropy, normalize, relu
 from distilkit.data import Skipped
 from distilkit.probes.examples import Asked, Example, Solved, Split, people
 from distilkit.probes.features import Features
-from distilkit.probes.heads import Effort, Judged, Mixed, fit, padded, spread
+from distilkit.probes.heads import Effort, Judged, Mixed, chunks, fit, padded, spread
 from distilkit.probes.metrics import EER, MIN_DCF, Array, Metric, Rows
 
 STATISTICS = 64  # training clips whose frames say what mean and spread are
-CHANNELS, GATHERED = 128, 256  # of the x-vector network; SUPERB's has 512 and 1,500
+CHANNELS, GATHERED = 64, 192  # of the x-vector network; SUPERB's has 512 and 1,500
 CONTEXTS = ((5, 1), (3, 2), (3, 3), (1, 1))  # kernel and dilation of its layers
 MARGIN, SCALE = 0.4, 30.0  # of the additive margin softmax, as SUPERB's
 TRIALS = 4000  # of one and of two speakers, the most in a split
@@ -156,6 +156,7 @@ class Trials:
             split.train,
             effort,
             seed,
+            [item.cut.num_samples for item in self.examples],
         )
         with torch.no_grad():
             rows = self._rows(partial(prints, head), split.test, effort.batch)
@@ -168,10 +169,11 @@ class Trials:
 
     def _rows(self, prints: Any, places: Sequence[int], batch: int) -> Rows:
         """Cosines of the clips of each pair."""
-        parts = [prints(places[first : first + batch]) for first in range(0, len(places), batch)]
-        unit_BC = normalize(torch.cat(parts), dim=1)
+        lengths = [item.cut.num_samples for item in self.examples]
+        groups = chunks(places, batch, lengths)
+        unit_BC = normalize(torch.cat([prints(group) for group in groups]), dim=1)
         cosine_BB = (unit_BC @ unit_BC.T).double().numpy()
-        at = {place: row for row, place in enumerate(places)}
+        at = {place: row for row, place in enumerate(chain.from_iterable(groups))}
         pairs = self._pairs(places)
         return {
             "score": np.array([cosine_BB[at[one], at[other]] for one, other in pairs]),
