@@ -51,7 +51,7 @@ from distilkit.rates import errors
 BLANK = 0
 STATISTICS = 64  # training clips whose frames say what mean and spread are
 TOO_LONG, NOT_SAID = "too long", "not said"
-HIDDEN, LAYERS, DROPOUT = 128, 2, 0.2  # of the LSTM; SUPERB's is 1,024 wide
+HIDDEN, LAYERS, DROPOUT = 128, 1, 0.2  # of the LSTM; SUPERB has two layers, 1,024 wide
 
 Tokens = tuple[str, ...]
 Compare = Callable[
