@@ -55,7 +55,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     few = Effort(rates=(1e-2,), trial=2, steps=4, batch=8, every=2, patience=2)
     for name, task in probes.TASKS.items():
         monkeypatch.setitem(
-            probes.TASKS, name, replace(task, effort=few, splits=min(2, task.splits))
+            probes.TASKS, name, replace(task, effort=few, splits=min(2, task.splits or 2))
         )
     return
 
@@ -320,6 +320,17 @@ def test_processes_give_the_same(quick: None, labelled: Path, tmp_path: Path) ->
             "--label COLUMN",
         ),
         (["all", "--label", "keyword"], "`--label` with `all`", "distilkit probe ks"),
+        (["asr", "--label", "keyword"], "asr takes no column of labels", "--text-column NAME"),
+        (
+            ["ks", "--label", "a", "--label", "b"],
+            "ks takes one column of labels, not `a`, `b`",
+            "--label a",
+        ),
+        (
+            ["ks", "--lexicon", "none.txt"],
+            "`--lexicon` is for pr, not for ks",
+            "distilkit probe pr",
+        ),
         (["pr", "--lexicon", "none.txt"], "`none.txt` cannot be read", ""),
     ],
 )
@@ -357,6 +368,17 @@ def test_bad_labels_are_listed(
     assert "left out: 1 no label, 2 two labels, 1 one example (ks)" in err
     assert "the only example of `sideways`" in err
     assert re.search(r"the same sound has 2 labels: (up / down|down / up)\n", err)
+
+
+def test_all_folds_of_cheap_tasks_are_run(
+    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = Effort(rates=(1e-2,), trial=2, steps=2, batch=8, every=2, patience=2)
+    monkeypatch.setitem(probes.TASKS, "ks", replace(probes.TASKS["ks"], effort=few))
+    problems, _ = probes.prepare(["ks"], probes.read([labelled]).cuts, Asked(folds=6))
+    given = probes.hear([features.log_mel()], problems, tmp_path, "cpu")
+    (outcome,) = probes.solve(problems, given, against=None, workers=0)
+    assert len(outcome.chosen["log-mel"]) == 6
 
 
 def test_one_speaker_only(run: Run, labelled: Path, teacher_folder: Path, tmp_path: Path) -> None:

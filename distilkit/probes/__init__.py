@@ -22,7 +22,7 @@ from distilkit import config
 from distilkit.data import Skipped, Tracker, transcripts, untracked
 from distilkit.errors import DistilkitError, did_you_mean
 from distilkit.probes import classify, diarize, search, sequences, verify
-from distilkit.probes.examples import FOLDS, Asked, Problem, Solved
+from distilkit.probes.examples import Asked, Problem, Solved
 from distilkit.probes.features import LOG_MEL, Features, System, compute
 from distilkit.probes.heads import Effort
 from distilkit.probes.metrics import Metric, draws, interval, score
@@ -43,7 +43,8 @@ class Task:
     needs: str  # what the data must have
     prepare: Callable[[Sequence[MonoCut], Asked], Problem]
     effort: Effort
-    splits: int  # of the rotations, how many are run: fewer where training takes long
+    splits: int | None = None  # of the rotations, how many are run where training takes long
+    labels: int | None = 1  # columns that may be asked for; None for any number
 
 
 TASKS: dict[str, Task] = {
@@ -59,28 +60,25 @@ TASKS: dict[str, Task] = {
         needs="a column of keywords",
         prepare=classify.keywords,
         effort=LINEAR,
-        splits=FOLDS,
     ),
     "ic": Task(
         title="intent classification",
         needs="a column for each thing that an order asks for",
         prepare=classify.intents,
         effort=LINEAR,
-        splits=FOLDS,
+        labels=None,
     ),
     "sid": Task(
         title="speaker identification",
         needs="a column of speakers",
         prepare=classify.speakers,
         effort=LINEAR,
-        splits=FOLDS,
     ),
     "er": Task(
         title="emotion recognition",
         needs="a column of emotions",
         prepare=classify.emotions,
         effort=LINEAR,
-        splits=FOLDS,
     ),
     "asr": Task(
         title="speech recognition",
@@ -88,13 +86,13 @@ TASKS: dict[str, Task] = {
         prepare=sequences.words,
         effort=Effort(rates=(1e-2, 3e-3), trial=60, steps=360, batch=32, every=40, patience=3),
         splits=1,
+        labels=0,
     ),
     "qbe": Task(
         title="query by example",
         needs="text, some of it in short clips of words that others say too",
         prepare=search.search,
         effort=LINEAR,
-        splits=search.HALVES,
     ),
     "sf": Task(
         title="slot filling",
@@ -102,13 +100,13 @@ TASKS: dict[str, Task] = {
         prepare=sequences.slot_filling,
         effort=Effort(rates=(1e-2, 3e-3), trial=60, steps=360, batch=32, every=40, patience=3),
         splits=1,
+        labels=None,
     ),
     "asv": Task(
         title="speaker verification",
         needs="a column of six speakers or more",
         prepare=verify.verification,
         effort=Effort(rates=(3e-3, 1e-3), trial=60, steps=300, batch=16, every=20, patience=5),
-        splits=FOLDS,
     ),
     "sd": Task(
         title="diarization",
@@ -190,6 +188,8 @@ def prepare(
                 f"no task `{name}`: there are {listed}, and `{ALL}`",
                 did_you_mean(name, [*TASKS, ALL]),
             )
+    if not every:
+        _check(names, asked)
     problems: dict[str, Problem] = {}
     left: dict[str, str] = {}
     for name in TASKS if every else names:
@@ -203,6 +203,20 @@ def prepare(
         listed = "".join(f"\n  {name}: {reason}" for name, reason in left.items())
         raise DistilkitError(f"this data allows none of the tasks:{listed}", "--label COLUMN")
     return problems, left
+
+
+def _check(names: Sequence[str], asked: Asked) -> None:
+    """Refuse what a task would not look at."""
+    for name in names:
+        most = TASKS[name].labels
+        if most is not None and len(asked.columns) > most:
+            takes = "no column of labels" if not most else "one column of labels"
+            raise DistilkitError(
+                f"{name} takes {takes}, not `{'`, `'.join(asked.columns)}`",
+                "--text-column NAME" if not most else f"--label {asked.columns[0]}",
+            )
+        if asked.lexicon is not None and name != "pr":
+            raise DistilkitError(f"`--lexicon` is for pr, not for {name}", "distilkit probe pr")
 
 
 def hear(
@@ -253,7 +267,7 @@ def solve(
     jobs = [
         (task, system, number)
         for task, problem in problems.items()
-        for number in range(min(len(problem.splits), TASKS[task].splits))
+        for number in range(len(problem.splits[: TASKS[task].splits]))
         for system in heard
     ]
     waiting = {task: sum(job[0] == task for job in jobs) for task in problems}
