@@ -9,6 +9,8 @@ import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from html import escape
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +20,14 @@ from distilkit.audio import FRAME_RATE
 from distilkit.ngram import END, UNKNOWN, Context, NGram
 from distilkit.tokenizers import DELIMITER, SPACE, Tokenizer
 
+if TYPE_CHECKING:
+    from torchaudio.functional import TokenSpan
+
 LogProbs = npt.NDArray[np.floating]  # (T, K), natural logarithms of probabilities
 LEAST = -12.0  # natural logarithm; a token less likely than this in a frame begins nothing there
 TRIED = 32  # tokens that are tried in a frame, the most likely ones
 LEAST_WORD = -10.0  # logarithm (base 10); least of any word, so that every word stays possible
+APART = 0.6  # seconds between two tokens; no one word is said with such a silence in it
 UNKNOWN_LETTER = -1.0  # logarithm (base 10); for each letter of a word that the model lacks
 
 
@@ -316,7 +322,8 @@ def words(
     """When each word is said, by the most likely path of frames through its tokens.
 
     A word begins with the first frame of its first token and ends behind the last frame of its last
-    one. Frame t stands for the 20 ms from t/50 s, about the middle of the 25 ms that it hears.
+    one; where silence parts its tokens, most of them say when. Frame t stands for the 20 ms from
+    t/50 s, about the middle of the 25 ms that it hears.
 
     Args:
         logprobs_TK: logarithms of the tokens' probabilities, (T, K).
@@ -341,15 +348,29 @@ def words(
         said = [spans[place] for place in places]
         frames = sum(len(span) for span in said)
         sure = sum(span.score * len(span) for span in said) / frames
+        near = _most(said)
         found.append(
             Word(
                 text=_spelled(ids, places, tokenizer),
-                start=round(offset + said[0].start / FRAME_RATE, 3),
-                end=round(offset + said[-1].end / FRAME_RATE, 3),
+                start=round(offset + near[0].start / FRAME_RATE, 3),
+                end=round(offset + near[-1].end / FRAME_RATE, 3),
                 confidence=round(min(float(sure), 1.0), 4),
             )
         )
     return found
+
+
+def _most(said: Sequence["TokenSpan"]) -> Sequence["TokenSpan"]:
+    """The most of a word's tokens that no silence parts, of equally many the last ones.
+
+    A first letter in doubt is often laid a second before the others, where its like was said.
+    """
+    parted = [0]
+    for place, (before, after) in enumerate(pairwise(said), start=1):
+        if (after.start - before.end) / FRAME_RATE >= APART:
+            parted.append(place)
+    runs = [said[first:last] for first, last in pairwise([*parted, len(said)])]
+    return max(reversed(runs), key=len)
 
 
 def _split(ids: Sequence[int], tokenizer: Tokenizer) -> list[list[int]]:

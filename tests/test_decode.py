@@ -453,6 +453,25 @@ def test_times_of_subwords() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("frames", "start", "end"),
+    [
+        ("h" + "_" * 30 + "ello", 0.62, 0.70),  # the first letter in doubt
+        ("hell" + "_" * 30 + "o", 0.00, 0.08),
+        ("h" + "_" * 29 + "ello", 0.00, 0.68),  # drawled
+        ("ho" + "_" * 30 + "le", 0.64, 0.68),
+        ("h" + "_" * 30 + "eel" + "_" * 40 + "o", 0.62, 0.68),
+    ],
+)
+def test_most_letters_say_when_where_silence_parts_a_word(
+    frames: str, start: float, end: float
+) -> None:
+    logprobs_TK = said(frames)
+    (found,) = words(logprobs_TK, greedy(logprobs_TK, ALPHABET), ALPHABET)
+    assert found.text == "".join(letter for letter, _ in itertools.groupby(frames) if letter != "_")
+    assert (found.start, found.end) == (start, end)
+
+
 def test_confidence_is_the_mean_probability_of_the_words_frames() -> None:
     logprobs_TK = np.log(np.full((5, 4), 0.1))
     for frame, (token, sure) in enumerate([(1, 0.7), (1, 0.6), (0, 0.9), (2, 0.2), (3, 0.9)]):
