@@ -196,6 +196,17 @@ def test_floors(encoder: Encoder, labelled: Path, tmp_path: Path) -> None:
     assert not torch.allclose(drawn.frames(cuts[0]), mel.frames(cuts[0])[:, :, :32])
 
 
+def test_log_mel_keeps_the_models_time() -> None:
+    """A hiss from 0.5 s on is first in the frame of 25 ms that begins at 0.48 s."""
+    sound_S = torch.zeros(SAMPLE_RATE)
+    sound_S[SAMPLE_RATE // 2 :] = torch.randn(SAMPLE_RATE // 2, generator=torch.manual_seed(0))
+    (rows_BTD,) = features.log_mel().targets(sound_S[None], [SAMPLE_RATE])
+    assert rows_BTD.shape[1] == frames(SAMPLE_RATE)
+    loud_T = rows_BTD[0, :, :80].mean(1) > rows_BTD[0, :20, :80].mean() + 1
+    assert int(loud_T.int().argmax()) == 24
+    assert loud_T[25:].all()
+
+
 def test_no_room(
     encoder: Encoder, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,6 +283,19 @@ def test_two_models_a_page_and_json(
     mine, other = (keyword["values"][name]["accuracy"]["value"] for name in systems[:2])
     assert keyword["kept"]["value"] == pytest.approx(mine / other, abs=1e-4)
     assert keyword["facts"]["examples"] == 24
+    above = 0
+    for task in found["tasks"]:
+        (name, better) = task["metrics"][0]["name"], task["metrics"][0]["higher_is_better"]
+        values = [task["values"][each][name]["value"] for each in systems[:3]]
+        mine, other, floor = values if better else [1 - value for value in values]
+        if other > floor:
+            assert task["kept_above_floor"] == pytest.approx(
+                (mine - floor) / (other - floor), abs=0.01
+            )
+            above += 1
+        else:
+            assert task["kept_above_floor"] is None
+    assert above
     page = Page()
     page.feed(Path("pages/kept.html").read_text(encoding="utf-8"))
     assert not page.fetched

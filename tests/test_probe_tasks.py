@@ -382,6 +382,30 @@ def test_phones_that_can_be_told_are_told() -> None:
     assert solved(problem, deaf, effort, splits=1) > 0.5
 
 
+def test_rows_are_those_of_the_clips_in_order() -> None:
+    """Tested in batches of clips alike in length, counted clip by clip: groups are the clips' speakers."""
+    clips = [
+        cut(f"w{i}", 1 + i % 5 / 4, speaker=f"p{i % 6}", phones=" ".join("abkst"[: i % 5 + 1]))
+        for i in range(48)
+    ]
+    problem = sequences.phones(clips, Asked())
+    effort = Effort(rates=(1e-3,), trial=1, steps=1, batch=4, every=1, patience=1)
+    part = problem.solve(telling(clips, lambda _: [0], 1.0), problem.splits[0], effort, 0)
+    spoken = [len(problem.examples[place].label) for place in problem.splits[0].test]
+    assert part.rows["spoken"].tolist() == spoken
+    assert len(set(spoken)) == 5
+
+
+def test_nothing_is_heard_behind_a_clips_end() -> None:
+    problem = sequences.phones(written(12), Asked())
+    said = problem.examples[0].label
+    ids = [problem.tokens.index(phone) + 1 for phone in said]
+    frames_T = [x for token in ids for x in (token, 0)] + ids  # those behind the end count as wrong
+    logits_BTK = torch.nn.functional.one_hot(torch.tensor([frames_T]), 5).float()
+    ends = torch.tensor([2 * len(ids)])
+    assert problem._compared(logits_BTK, ends, [0]) == [{"errors": 0.0, "spoken": len(said)}]
+
+
 def test_words_are_told_behind_an_lstm() -> None:
     clips = [
         cut(f"w{i}", 1.2, speaker=f"p{i % 6}", text=said)
@@ -642,6 +666,8 @@ def test_conversations(talkers: list[MonoCut], tmp_path: Path) -> None:
         sound, rate = soundfile.read(item.cut.recording.sources[0].source)
         assert rate == SAMPLE_RATE
         assert len(sound) == item.cut.num_samples
+        lasting = [end - start for times in item.speaking for start, end in times]
+        assert max(lasting) < 0.85  # of 1.2 s: the clips' silence is nobody's speech
         active = item.activity().numpy()
         assert active.shape == (frames(len(sound)), 2)
         assert active.any(0).all()
