@@ -316,6 +316,27 @@ def test_two_models_a_page_and_json(
     assert "`pages/kept.html` is there already" in err
 
 
+def test_the_page_counts_what_has_no_label(
+    run: Run, quick: None, labelled: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(labelled, tmp_path / "some")
+    table = (data / "metadata.csv").read_text(encoding="utf-8")
+    lines = [
+        ",,".join(line.split(",down,")) if i % 4 == 0 else line
+        for i, line in enumerate(table.splitlines())
+    ]
+    (data / "metadata.csv").write_text("\n".join(lines), encoding="utf-8")
+    count = sum(",," in line for line in lines)
+    code, _, err = run(
+        "probe", "ks", data, "--model", teacher_folder, "--workers", 0, "--out", "some.html"
+    )  # fmt: skip
+    assert code == 0, err
+    page = Page()
+    page.feed(Path("some.html").read_text(encoding="utf-8"))
+    assert count > 1
+    assert f"{count} recordings without a label" in page.text
+
+
 def test_processes_give_the_same(quick: None, labelled: Path, tmp_path: Path) -> None:
     """Sent to others, jobs come back with the very numbers; efforts there are the real ones, so few clips."""
     cuts = probes.read([labelled]).cuts

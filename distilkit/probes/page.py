@@ -164,6 +164,9 @@ def _details(outcome: Outcome) -> str:
         for item in outcome.skipped
         if item.kind != UNLABELLED
     )
+    without = sum(item.kind == UNLABELLED for item in outcome.skipped)
+    if without:
+        skipped += f"<li>{without} recordings without a label"
     listed = f"<h3>Not used</h3><ul>{skipped}</ul>" if skipped else ""
     return (
         f"<details><summary>{escape(TASKS[outcome.task].title)}</summary><dl>{facts}</dl>"
