@@ -95,7 +95,9 @@ def probe(
 
     for each in data:
         if each in probes.TASKS and not Path(each).exists():
-            raise DistilkitError(f"`{each}` is a task: one at a time, or all", "distilkit probe all")
+            raise DistilkitError(
+                f"`{each}` is a task: one at a time, or all", "distilkit probe all"
+            )
     read = probes.read(data, text_column=text_column, track=console.track)
     console.left_out(read.skipped, "")
     with _kept(features) as folder:
