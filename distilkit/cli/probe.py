@@ -93,11 +93,7 @@ def probe(
     from distilkit.probes import page
     from distilkit.probes.examples import Asked
 
-    for each in data:
-        if each in probes.TASKS and not Path(each).exists():
-            raise DistilkitError(
-                f"`{each}` is a task: one at a time, or all", "distilkit probe all"
-            )
+    _one_task(data)
     read = probes.read(data, text_column=text_column, track=console.track)
     console.left_out(read.skipped, "")
     with _kept(features) as folder:
@@ -121,6 +117,18 @@ def probe(
         console.document(page.document(outcomes, left, names, data))
     else:
         _show(outcomes, [system.name for system in systems], against)
+
+
+def _one_task(data: "Sequence[str]") -> None:
+    """Refuse a second task, which would be read as a folder."""
+    from distilkit.errors import DistilkitError
+    from distilkit.probes import TASKS
+
+    for each in data:
+        if each in TASKS and not Path(each).exists():
+            raise DistilkitError(
+                f"`{each}` is a task: one at a time, or all", "distilkit probe all"
+            )
 
 
 @contextmanager
