@@ -121,11 +121,11 @@ def probe(
 
 def _one_task(data: "Sequence[str]") -> None:
     """Refuse a second task, which would be read as a folder."""
+    from distilkit import probes
     from distilkit.errors import DistilkitError
-    from distilkit.probes import TASKS
 
     for each in data:
-        if each in TASKS and not Path(each).exists():
+        if each in probes.TASKS and not Path(each).exists():
             raise DistilkitError(
                 f"`{each}` is a task: one at a time, or all", "distilkit probe all"
             )
