@@ -14,9 +14,10 @@ import numpy.typing as npt
 from distilkit import config
 from distilkit.audio import FRAME_RATE, FRAME_SAMPLES, SAMPLE_RATE, Samples, decode
 from distilkit.batches import in_order
+from distilkit.captions import FORMATS, Transcript
 from distilkit.data import Found, Skipped, find
 from distilkit.data.find import shown
-from distilkit.decode import FORMATS, Search, Transcript, Word, decoded, following, words
+from distilkit.decode import Search, Word, decoded, following, words
 from distilkit.errors import DistilkitError
 from distilkit.pauses import Levels, bounded, levels, stretches
 from distilkit.recognisers import WINDOW_SECONDS, LogProbs, Recogniser, hear, hear_stream

@@ -17,7 +17,7 @@ ROWS = (
     {"encoder", "layer_mix"},
     {"codebooks", "data", "ngram", "objectives", "students", "teachers", "tokenizers"},
     {"batches", "decode", "noise", "targets"},
-    {"assembly", "loop", "pauses", "plan", "stored"},
+    {"assembly", "captions", "loop", "pauses", "plan", "stored"},
     {"recognisers"},
     {"report", "training"},
     {

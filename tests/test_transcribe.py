@@ -12,8 +12,9 @@ import torch
 from conftest import SAYINGS, make_model, voice
 
 from distilkit import config, decode, recognisers, teachers, tokenizers, transcribe
+from distilkit.captions import FORMATS, Transcript
 from distilkit.data import Skipped
-from distilkit.decode import FORMATS, Search, Transcript
+from distilkit.decode import Search
 from distilkit.encoder import Encoder, exact
 from distilkit.errors import DistilkitError
 from distilkit.ngram import train

@@ -50,9 +50,9 @@ def transcribe(
 
     from distilkit import plan, recognisers
     from distilkit import transcribe as writing
+    from distilkit.captions import FORMATS
     from distilkit.config import Train
     from distilkit.data import Skipped, find
-    from distilkit.decode import FORMATS
 
     found = list(find(inputs))
     several = sum(item.audio for item in found) > 1 or Path(inputs[0]).is_dir()
