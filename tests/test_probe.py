@@ -334,7 +334,7 @@ def test_the_page_counts_what_has_no_label(
     page = Page()
     page.feed(Path("some.html").read_text(encoding="utf-8"))
     assert count > 1
-    assert f"{count} recordings without a label" in page.text
+    assert f"recordings without a label: {count}" in page.text
 
 
 def test_processes_give_the_same(quick: None, labelled: Path, tmp_path: Path) -> None:

@@ -40,7 +40,6 @@ class Task:
     """One of the ten."""
 
     title: str
-    needs: str  # what the data must have
     prepare: Callable[[Sequence[MonoCut], Asked], Problem]
     effort: Effort
     splits: int | None = None  # of the rotations, how many are run where training takes long
@@ -50,39 +49,33 @@ class Task:
 TASKS: dict[str, Task] = {
     "pr": Task(
         title="phoneme recognition",
-        needs="a column of phones, or text and a lexicon",
         prepare=sequences.phones,
         effort=Effort(rates=(1e-2, 3e-3), trial=100, steps=400, batch=16, every=50, patience=3),
         splits=2,
     ),
     "ks": Task(
         title="keyword spotting",
-        needs="a column of keywords",
         prepare=classify.keywords,
         effort=LINEAR,
     ),
     "ic": Task(
         title="intent classification",
-        needs="a column for each thing that an order asks for",
         prepare=classify.intents,
         effort=LINEAR,
         labels=None,
     ),
     "sid": Task(
         title="speaker identification",
-        needs="a column of speakers",
         prepare=classify.speakers,
         effort=LINEAR,
     ),
     "er": Task(
         title="emotion recognition",
-        needs="a column of emotions",
         prepare=classify.emotions,
         effort=LINEAR,
     ),
     "asr": Task(
         title="speech recognition",
-        needs="text",
         prepare=sequences.words,
         effort=Effort(rates=(1e-2, 3e-3), trial=60, steps=360, batch=32, every=40, patience=3),
         splits=1,
@@ -90,13 +83,11 @@ TASKS: dict[str, Task] = {
     ),
     "qbe": Task(
         title="query by example",
-        needs="text, some of it in short clips of words that others say too",
         prepare=search.search,
         effort=LINEAR,
     ),
     "sf": Task(
         title="slot filling",
-        needs="text, and columns whose values are said in it",
         prepare=sequences.slot_filling,
         effort=Effort(rates=(1e-2, 3e-3), trial=60, steps=360, batch=32, every=40, patience=3),
         splits=1,
@@ -104,13 +95,11 @@ TASKS: dict[str, Task] = {
     ),
     "asv": Task(
         title="speaker verification",
-        needs="a column of six speakers or more",
         prepare=verify.verification,
         effort=Effort(rates=(3e-3, 1e-3), trial=60, steps=300, batch=16, every=20, patience=5),
     ),
     "sd": Task(
         title="diarization",
-        needs="a column of six speakers or more",
         prepare=diarize.diarization,
         effort=Effort(rates=(3e-3, 1e-3), trial=60, steps=300, batch=8, every=20, patience=5),
         splits=1,

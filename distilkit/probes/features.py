@@ -119,6 +119,10 @@ class Features:
         """All layers of a clip, (L, T, D)."""
         return torch.stack([state_TD.float() for state_TD in self._store.read(cut)])
 
+    def layer(self, cut: MonoCut, number: int) -> Tensor:
+        """One layer of a clip, (T, D)."""
+        return self._store.read(cut)[number].float()
+
     def rows(self, cuts: Sequence[MonoCut]) -> tuple[list[Tensor], Tensor]:
         """Frames of clips one behind the other, (N, D) for each of L layers, and frames of each clip."""
         read = [self._store.read(cut) for cut in cuts]

@@ -166,7 +166,7 @@ def _details(outcome: Outcome) -> str:
     )
     without = sum(item.kind == UNLABELLED for item in outcome.skipped)
     if without:
-        skipped += f"<li>{without} recordings without a label"
+        skipped += f"<li>recordings without a label: {without}"
     listed = f"<h3>Not used</h3><ul>{skipped}</ul>" if skipped else ""
     return (
         f"<details><summary>{escape(TASKS[outcome.task].title)}</summary><dl>{facts}</dl>"

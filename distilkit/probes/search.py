@@ -68,11 +68,11 @@ class Search:
         """Take the layer that finds most for one half of the queries, and search for the other half."""
         del effort, seed  # nothing is trained
         mean_LD, spread_LD = spread(features.frames(cut) for cut in self.cuts)
-        frames = [features.frames(cut).half() for cut in self.cuts]
 
         def layer_rows(layer: int, places: Sequence[int]) -> Rows:
             mean_D, spread_D = mean_LD[layer], spread_LD[layer].clamp_min(1e-9)
-            unit = [normalize((each[layer].float() - mean_D) / spread_D, dim=1) for each in frames]
+            rows = (features.layer(cut, layer) for cut in self.cuts)
+            unit = [normalize((row_TD - mean_D) / spread_D, dim=1) for row_TD in rows]
             return self._rows(unit[: len(self.queries)], unit[len(self.queries) :], places)
 
         found = {}
