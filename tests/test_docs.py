@@ -186,8 +186,8 @@ def _first_cells(page: str) -> set[str]:
 
 def _choices() -> dict[str, tuple[set[str], set[str], str]]:
     """Name of a set of choices: the Literal, what the code offers, the page with a row for each."""
+    from distilkit.captions import FORMATS
     from distilkit.cli import transcribe as transcribe_command
-    from distilkit.decode import FORMATS
     from distilkit.embed import PACKERS
     from distilkit.objectives import OBJECTIVES
     from distilkit.students import ARCHITECTURES

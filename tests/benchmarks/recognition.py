@@ -87,6 +87,12 @@ def table() -> None:
         print(*key, f"seeds {len(seeds)}", *shown, sep="  ")
 
 
+def curve(run: Path) -> list[tuple[int, float]]:
+    """Steps, and the share of words wrong on what is held out then."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], round(row["valid"]["wer"], 4)) for row in rows if "valid" in row]
+
+
 def distilkit(*arguments: object) -> str:
     """Run a command; its result."""
     command = [sys.executable, "-m", "distilkit", *map(str, arguments)]
@@ -120,7 +126,8 @@ def main() -> None:
     words = asked.place / f"{train.name}.arpa"
     if not words.is_file():
         distilkit("lm", train, "--tokenizer", tokens, "--out", words)
-    name = "-".join([asked.how.replace(" ", "-"), train.name, asked.kind, str(asked.seed)])
+    parts = [asked.how.replace(" ", "-"), train.name, asked.kind, str(asked.seed), *asked.set]
+    name = "-".join(parts)
     run = asked.place / "runs" / name
     changes = [word for change in asked.set for word in ("--set", change)]
     asks = (
@@ -147,6 +154,7 @@ def main() -> None:
         "steps": tuned["steps"],
         "training_minutes": round(sum(speed) / 60, 1),
         "held_out": tuned["best"],
+        "curve": curve(run),
     }
     for label, options in {"greedy": (), "lm": ("--lm", words)}.items():
         found = json.loads(distilkit("evaluate", test, "--model", run, *options, "--json"))
