@@ -77,7 +77,7 @@ TASKS: dict[str, Task] = {
     "asr": Task(
         title="speech recognition",
         prepare=sequences.words,
-        effort=Effort(rates=(1e-2, 3e-3), trial=60, steps=360, batch=32, every=40, patience=3),
+        effort=Effort(rates=(1e-2, 3e-3), trial=60, steps=360, batch=16, every=40, patience=3),
         splits=1,
         labels=0,
     ),
@@ -89,7 +89,7 @@ TASKS: dict[str, Task] = {
     "sf": Task(
         title="slot filling",
         prepare=sequences.slot_filling,
-        effort=Effort(rates=(1e-2, 3e-3), trial=60, steps=360, batch=32, every=40, patience=3),
+        effort=Effort(rates=(1e-2, 3e-3), trial=60, steps=360, batch=16, every=40, patience=3),
         splits=1,
         labels=None,
     ),

@@ -1,8 +1,11 @@
 """What a student kept of its teacher in ten tasks, on real speech, beside log-mel and random weights.
 
 Needs DISTILKIT_SHARED. Each task has the recordings that have its labels; frames are computed once for all.
+With --hour one command does all tasks on one hour, and what counts is how long it takes.
 
 python tests/benchmarks/probes.py STUDENT TEACHER [--only ks sid] [--features FOLDER] [--record]
+python tests/benchmarks/probes.py STUDENT TEACHER --hour [--record]
+python tests/benchmarks/probes.py --show
 """
 
 import argparse
@@ -14,8 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
-from record import record
+from record import RESULTS, record
 
 SPEECH = Path(os.environ.get("DISTILKIT_SHARED", "shared")) / "speech"
 # Intents: three slots that hang on one word each, all right at once.
@@ -31,46 +35,97 @@ TASKS: dict[str, tuple[str, tuple[str, ...]]] = {
     "asv": ("commands", ()),
     "sd": ("commands", ()),
 }
+HOUR = ("commands", "digits", "emotion", "keywords", "ljspeech")  # 60.7 minutes
+
+
+def probe(task: str, folders: list[str], options: list[str]) -> tuple[dict[str, Any], float]:
+    """What `distilkit probe` says, and how many minutes it took."""
+    began = time.perf_counter()
+    data = [str(SPEECH / folder) for folder in folders]
+    command = [sys.executable, "-m", "distilkit", "probe", task, *data, *options, "--json"]
+    done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE)
+    return json.loads(done.stdout), round((time.perf_counter() - began) / 60, 2)
+
+
+def short(task: dict[str, Any]) -> dict[str, Any]:
+    """What of a task is worth keeping."""
+    return {
+        name: value for name, value in task.items() if name not in ("skipped", "facts", "chosen")
+    }
+
+
+def score(task: dict[str, Any]) -> tuple[str, dict[str, float]]:
+    """A task's first metric, and its value by system."""
+    first = task["metrics"][0]["name"]
+    return first, {name: row[first]["value"] for name, row in task["values"].items()}
+
+
+def kept(tasks: dict[str, Any]) -> float:
+    """The share of the teacher's score that the student has, mean over tasks."""
+    return mean(task["kept"]["value"] for task in tasks.values() if task["kept"])
+
+
+def show() -> None:
+    """Print what was recorded: each task's first metric, mean over seeds, and what was kept."""
+    rows = [json.loads(line) for line in (RESULTS / "probes.jsonl").read_text().splitlines()]
+    for student in dict.fromkeys(row["student"] for row in rows):
+        seeds = [row for row in rows if row["student"] == student]
+        print(f"{student}: seeds {', '.join(str(row['seed']) for row in seeds)}")
+        for name in TASKS:
+            tasks = [row["tasks"][name] for row in seeds]
+            first, values = score(tasks[0])
+            means = [mean(score(task)[1][system] for task in tasks) for system in values]
+            shown = "  ".join(f"{value:.3f}" for value in means)
+            share = mean(task["kept"]["value"] for task in tasks)
+            minutes = mean(task["minutes"] for task in tasks)
+            print(f"  {name:4} {first:14} {shown}  kept {share:.1%}  {minutes:.1f} min")
+        shares = [kept(row["tasks"]) for row in seeds]
+        print(
+            "  kept on average", *(f"{share:.1%}" for share in shares), f"mean {mean(shares):.1%}"
+        )
 
 
 def main() -> None:
     """Run the tasks one after the other, and print what was kept."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("student")
-    parser.add_argument("teacher")
+    parser.add_argument("student", nargs="?")
+    parser.add_argument("teacher", nargs="?")
     parser.add_argument("--only", nargs="*", choices=TASKS, default=[])
+    parser.add_argument("--hour", action="store_true")
     parser.add_argument("--features", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--record", action="store_true")
+    parser.add_argument("--show", action="store_true")
     asked = parser.parse_args()
-    found: dict[str, dict[str, object]] = {}
+    if asked.show:
+        show()
+        return
+    if asked.student is None or asked.teacher is None:
+        parser.error("a student and its teacher")
+    said = {"student": asked.student, "teacher": asked.teacher, "seed": asked.seed}
+    models = ["--model", asked.student, "--against", asked.teacher, "--seed", str(asked.seed)]
+    if asked.hour:
+        found, minutes = probe("all", list(HOUR), models)
+        tasks = {task["task"]: short(task) for task in found["tasks"]}
+        print(*tasks, f"{minutes} minutes")
+        if asked.record:
+            record("probes_hour", {**said, "data": HOUR, "minutes": minutes, "tasks": tasks})
+        return
+    tasks = {}
     with tempfile.TemporaryDirectory() as temporary:
-        folder = asked.features or Path(temporary)
-        for task in asked.only or TASKS:
-            data, labels = TASKS[task]
-            began = time.perf_counter()
-            command = [
-                *(sys.executable, "-m", "distilkit", "probe", task, str(SPEECH / data)),
-                *("--model", asked.student, "--against", asked.teacher),
-                *("--features", str(folder), "--seed", str(asked.seed), "--json"),
-                *(word for label in labels for word in ("--label", label)),
-            ]
-            done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE)
-            (one,) = json.loads(done.stdout)["tasks"]
-            for name in ("skipped", "facts", "chosen"):
-                del one[name]
-            found[task] = {"data": data, "labels": labels, **one}
-            found[task]["minutes"] = round((time.perf_counter() - began) / 60, 2)
-            (first, *_) = one["metrics"]
-            values = {name: row[first["name"]]["value"] for name, row in one["values"].items()}
-            kept = one["kept"]["value"] if one["kept"] else None
-            print(task, first["name"], values, "kept", kept, found[task]["minutes"], flush=True)
-    shares = [task["kept"]["value"] for task in found.values() if task["kept"]]  # type: ignore[index]
-    kept = round(mean(shares), 4)
-    print(f"kept on average over {len(shares)} tasks: {kept:.1%}")
+        kept_in = ["--features", str(asked.features or temporary)]
+        for name in asked.only or TASKS:
+            data, labels = TASKS[name]
+            options = [*models, *kept_in, *(word for each in labels for word in ("--label", each))]
+            found, minutes = probe(name, [data], options)
+            (one,) = found["tasks"]
+            tasks[name] = {"data": data, "labels": labels, "minutes": minutes, **short(one)}
+            print(
+                name, *score(one), "kept", one["kept"] and one["kept"]["value"], minutes, flush=True
+            )
+    print(f"kept on average over {len(tasks)} tasks: {kept(tasks):.1%}")
     if asked.record:
-        said = {"student": asked.student, "teacher": asked.teacher, "seed": asked.seed}
-        record("probes", {**said, "kept": kept, "tasks": found})
+        record("probes", {**said, "kept": round(kept(tasks), 4), "tasks": tasks})
 
 
 if __name__ == "__main__":
