@@ -210,7 +210,7 @@ def micro_seconds(
     longest: float,
 ) -> tuple[float, bool, tuple[Choice, ...]]:
     """How much audio is in memory at once, whether activations are recomputed, and why."""
-    frozen, room = settings.train.freeze_front_end, memory(where, settings.train)
+    frozen, room = settings.frozen_front_end, memory(where, settings.train)
     own, taught = student.model.config, (teacher or student).model.config
     begun = max(bytes_begun(shape, arithmetic, longest) for shape in (own, taught))
     # with dropout, processors have no fused attention

@@ -223,8 +223,14 @@ def training_text(recipe: config.CtcRecipe) -> str:
     """One line on which weights are trained."""
     lora, train = recipe.lora, recipe.train
     if lora.rank:
-        return f"adapters of rank {lora.rank} (LoRA) and the head"
-    front = " but the conv front end" if train.freeze_front_end else ""
+        whole = {
+            "norms and biases": lora.norms,
+            "the positional convolution": lora.positions,
+            "the conv front end": lora.front_end,
+        }
+        also = "".join(f", {name}" for name, trained in whole.items() if trained)
+        return f"adapters of rank {lora.rank} (LoRA){also} and the head"
+    front = " but the conv front end" if recipe.frozen_front_end else ""
     head = f", the head alone for {train.head_fraction:.0%} of the steps" * bool(
         train.head_fraction
     )

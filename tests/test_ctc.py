@@ -19,6 +19,7 @@ from distilkit.ctc.loss import ctc as ctc_loss
 from distilkit.ctc.trainee import assemble, groups
 from distilkit.encoder import Encoder, exact
 from distilkit.errors import DistilkitError
+from distilkit.report import training_text
 from distilkit.students import save
 
 
@@ -382,7 +383,11 @@ def test_the_model_under_an_adapter_must_be_the_same(
 
 @pytest.mark.parametrize(
     "changes",
-    [(), ("model.start=random",), ("lora.rank=2", "lora.norms=true", "lora.positions=true")],
+    [
+        (),
+        ("model.start=random",),
+        ("lora.rank=2", "lora.norms=true", "lora.positions=true", "lora.front_end=true"),
+    ],
     ids=["", "random", "adapters"],
 )
 def test_a_resumed_run_ends_as_an_unbroken_one(
@@ -636,21 +641,27 @@ def test_a_batch_is_read_with_its_text(
     assert {cut.supervisions[0].text for cut in job.train} <= set(SAYINGS)
 
 
-@pytest.mark.parametrize("positions", [False, True])
-def test_norms_biases_and_positions_may_be_trained_beside_adapters(
-    small: Path, letters: Path, tmp_path: Path, positions: bool
+@pytest.mark.parametrize("also", ["", "positions", "front_end"])
+def test_norms_biases_and_convolutions_may_be_trained_beside_adapters(
+    small: Path, letters: Path, tmp_path: Path, also: str
 ) -> None:
     from peft import PeftModel
 
     _, checkpoint = teachers.load(str(small))
-    also = ("lora.norms=true", f"lora.positions={str(positions).lower()}")
-    trainee = assemble(checkpoint, tokenizers.load(letters), fine("lora.rank=2", *also))
+    changes = ["lora.rank=2", "lora.norms=true", *([f"lora.{also}=true"] if also else [])]
+    trainee = assemble(checkpoint, tokenizers.load(letters), fine(*changes))
     trained = {name for name, value in trainee.named_parameters() if value.requires_grad}
     assert any("encoder.layer_norm.modules_to_save" in name for name in trained)
     assert any("layers.0.final_layer_norm.modules_to_save" in name for name in trained)
     assert any("q_proj.base_layer.bias" in name for name in trained)
-    assert not any(".feature_extractor." in name for name in trained)
-    assert any("pos_conv_embed" in name for name in trained) == positions
+    front = {name for name in trained if ".feature_extractor." in name}
+    assert all(".conv.modules_to_save." in name for name in front)
+    assert len({name.split(".conv.")[0] for name in front}) == (7 if also == "front_end" else 0)
+    assert any("pos_conv_embed" in name for name in trained) == (also == "positions")
+    clip = torch.from_numpy(voice(1.0, 1))[None]
+    trainee.train()(clip, [16_000]).square().sum().backward()
+    for name, value in trainee.named_parameters():
+        assert (value.grad is not None) == (name in trained), name
     with torch.no_grad():
         for name, value in trainee.named_parameters():
             if name in trained:
@@ -666,6 +677,20 @@ def test_norms_biases_and_positions_may_be_trained_beside_adapters(
     again = recognisers.Recogniser(model=merged.eval(), tokenizer=fresh.tokenizer, normalise=False)
     (theirs_TK,) = recognisers.hear(again, [clip], "cpu")
     assert np.abs(ours_TK - theirs_TK).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ((), "all weights but the conv front end"),
+        (("train.freeze_front_end=false",), "all weights, the head alone"),
+        (("lora.rank=2", "train.freeze_front_end=false"), "adapters of rank 2 (LoRA) and the head"),
+        (("lora.rank=2", "lora.front_end=true"), "(LoRA), the conv front end and the head"),
+        (("lora.rank=2", "lora.norms=true"), "(LoRA), norms and biases and the head"),
+    ],
+)
+def test_what_is_trained_is_said(changes: tuple[str, ...], said: str) -> None:
+    assert said in training_text(fine("train.head_fraction=0.05", *changes))
 
 
 def test_peft_says_nothing_to_users(adapted: Path, recwarn: pytest.WarningsRecorder) -> None:

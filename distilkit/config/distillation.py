@@ -223,3 +223,8 @@ class Recipe(Section):
     noise: Noise = Noise()
     batches: Batches = Batches()
     train: Train = Train()
+
+    @property
+    def frozen_front_end(self) -> bool:
+        """Whether the conv front end stays as it is."""
+        return self.train.freeze_front_end

@@ -138,6 +138,9 @@ class Lora(Section):
         bool,
         Field(description="Train the positional convolution too, all of it; no adapter fits it."),
     ] = False
+    front_end: Annotated[
+        bool, Field(description="Train the convolutions of the front end too, all of them.")
+    ] = False
     targets: Annotated[
         list[LoraTarget], Field(min_length=1, description="Linear maps that get an adapter.")
     ] = ["q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "output_dense"]
@@ -203,7 +206,8 @@ class CtcTrain(Train):
         ),
     ] = 0.05
     freeze_front_end: Annotated[
-        bool, Field(description="Keep the conv front end as it is; adapters always do.")
+        bool,
+        Field(description="Keep the conv front end as it is. With adapters `lora.front_end` says."),
     ] = True
     patience: Annotated[
         int,
@@ -225,6 +229,11 @@ class CtcRecipe(Section):
     noise: Noise = Noise()
     batches: Batches = Batches()
     train: CtcTrain = CtcTrain()
+
+    @property
+    def frozen_front_end(self) -> bool:
+        """Whether the conv front end stays as it is."""
+        return not self.lora.front_end if self.lora.rank else self.train.freeze_front_end
 
     @model_validator(mode="after")
     def _fits_together(self) -> "CtcRecipe":

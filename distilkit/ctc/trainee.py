@@ -75,7 +75,7 @@ def assemble(checkpoint: Checkpoint, tokenizer: Tokenizer, settings: config.CtcR
     head = _known_head(checkpoint, tokenizer)
     if head is not None:
         made.model.lm_head.load_state_dict(head)
-    if settings.train.freeze_front_end or settings.lora.rank:
+    if settings.frozen_front_end:
         made.model.freeze_feature_encoder()  # before peft, which would leave its graph alive
     else:
         scale_conv_gradients(made.encoder.model, settings.train.conv_gradient_scale)
@@ -115,6 +115,12 @@ def _adapt(made: Recogniser, settings: config.CtcRecipe) -> Any:
         ]
     if lora.positions:
         whole.append("pos_conv_embed")
+    if lora.front_end:
+        whole += [
+            name
+            for name, module in made.model.named_modules()
+            if isinstance(module, nn.Conv1d) and ".feature_extractor." in name
+        ]
     adapters = LoraConfig(
         r=lora.rank,
         lora_alpha=2 * lora.rank if lora.alpha == "auto" else lora.alpha,
