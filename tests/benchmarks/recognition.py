@@ -28,11 +28,12 @@ PEOPLE = 25  # of the 38 in `commands`; the others are tested
 MORE = ("ljspeech", "prompts", "read_short")  # other people, other words, in --mixed
 WAYS = {
     "full": (),
+    "frozen": ("--set", "train.freeze_front_end=true"),
     "lora": (
         *("--lora", "--rank", "64", "--set", "model.dropout=0"),
         *("--set", "train.passes=300"),
     ),
-    "random": ("--set", "model.start=random", "--set", "train.freeze_front_end=false"),
+    "random": ("--set", "model.start=random"),
 }
 
 
