@@ -33,6 +33,10 @@ WAYS = {
         *("--lora", "--rank", "64", "--set", "model.dropout=0"),
         *("--set", "train.passes=300"),
     ),
+    "lora front": (
+        *("--lora", "--rank", "64", "--set", "model.dropout=0"),
+        *("--set", "lora.front_end=true"),
+    ),
     "random": ("--set", "model.start=random"),
 }
 
