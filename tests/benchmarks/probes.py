@@ -66,23 +66,24 @@ def kept(tasks: dict[str, Any]) -> float:
 
 
 def show() -> None:
-    """Print what was recorded: each task's first metric, mean over seeds, and what was kept."""
-    rows = [json.loads(line) for line in (RESULTS / "probes.jsonl").read_text().splitlines()]
-    for student in dict.fromkeys(row["student"] for row in rows):
-        seeds = [row for row in rows if row["student"] == student]
-        print(f"{student}: seeds {', '.join(str(row['seed']) for row in seeds)}")
-        for name in TASKS:
-            tasks = [row["tasks"][name] for row in seeds]
-            first, values = score(tasks[0])
-            means = [mean(score(task)[1][system] for task in tasks) for system in values]
-            shown = "  ".join(f"{value:.3f}" for value in means)
-            share = mean(task["kept"]["value"] for task in tasks)
-            minutes = mean(task["minutes"] for task in tasks)
-            print(f"  {name:4} {first:14} {shown}  kept {share:.1%}  {minutes:.1f} min")
-        shares = [kept(row["tasks"]) for row in seeds]
-        print(
-            "  kept on average", *(f"{share:.1%}" for share in shares), f"mean {mean(shares):.1%}"
-        )
+    """Print what was recorded as tables: each task's first metric, and what was kept; 95% intervals."""
+    for line in (RESULTS / "probes.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        print(f"\nseed {row['seed']}, kept on average {kept(row['tasks']):.1%}\n")
+        systems = list(next(iter(row["tasks"].values()))["values"])
+        print("| task | metric |", " | ".join(systems), "| kept | minutes |")
+        print("|---|---|" + "---|" * (len(systems) + 2))
+        for name, task in row["tasks"].items():
+            first = task["metrics"][0]["name"]
+            cells = [shown(task["values"][system][first]) for system in systems]
+            share = shown(task["kept"]) if task["kept"] else ""
+            print(f"| `{name}` | {first} |", *(f"{cell} |" for cell in cells), end="")
+            print(f" {share} | {task['minutes']:.1f} |")
+
+
+def shown(value: dict[str, float]) -> str:
+    """A value and its interval, in percent."""
+    return f"{100 * value['value']:.1f} ({100 * value['low']:.1f} to {100 * value['high']:.1f})"
 
 
 def main() -> None:
