@@ -12,7 +12,7 @@ import torch
 from conftest import SAYINGS, fine, make_model, voice
 from safetensors.torch import load_file
 
-from distilkit import config, ctc, loop, recognisers, teachers, tokenizers
+from distilkit import config, ctc, loop, plan, recognisers, teachers, tokenizers
 from distilkit.batches import load
 from distilkit.ctc.loss import _hidden, _speeds, sped, told
 from distilkit.ctc.loss import ctc as ctc_loss
@@ -289,6 +289,34 @@ def test_nothing_is_kept_for_the_gradient_of_a_front_end_that_stays_as_it_is(
     front.register_forward_hook(lambda *given: kept.append(given[-1].requires_grad))
     trainee(torch.from_numpy(voice(1.0, 1))[None], [16_000])
     assert kept == [False]
+
+
+@pytest.mark.parametrize(
+    ("changes", "frozen"),
+    [
+        ((), True),
+        (("train.freeze_front_end=false",), False),
+        (("lora.rank=2", "train.freeze_front_end=false"), True),
+        (("lora.rank=2", "lora.front_end=true"), False),
+    ],
+)
+def test_a_plan_knows_whether_the_front_end_keeps_activations(
+    small: Path, changes: tuple[str, ...], frozen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "bytes_begun", lambda *_: 0.0)  # the model is too small for it
+    encoder, _ = teachers.load(str(small))
+    room = (
+        "train.memory_gib=0.001",
+        "batches.micro_seconds=auto",
+        "train.gradient_checkpointing=false",
+    )
+    asked = [changes, *([f"train.freeze_front_end={to}"] for to in ("true", "false"))]
+    fits = [
+        plan.micro_seconds(fine(*room, *each), encoder, None, "cpu", "fp32", 0.1)[0]
+        for each in asked
+    ]
+    assert fits[1] > fits[2] > 0.1
+    assert fits[0] == fits[1 if frozen else 2]
 
 
 @pytest.fixture(scope="module")
