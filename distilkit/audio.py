@@ -9,9 +9,11 @@ streams: no recording is ever whole in memory.
 import os
 import re
 import stat
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -117,6 +119,16 @@ def frames(samples: int) -> int:
 def samples(frames: int) -> int:
     """The least samples at 16 kHz that give `frames` frames."""
     return 0 if frames < 1 else (frames - 1) * HOP_SAMPLES + FRAME_SAMPLES
+
+
+def clock(seconds: float) -> str:
+    """Seconds for people: `42 s`, `3 min 05 s`, `2 h 10 min`."""
+    if seconds < 59.5:
+        return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 class AudioError(DistilkitError):
@@ -379,3 +391,79 @@ def _mono(sound_SC: npt.NDArray[np.float32]) -> Samples:
         return sound_SC[:, 0]
     mixed: Samples = sound_SC.mean(axis=1, dtype=np.float32)
     return mixed
+
+
+# ------------------------------------------------------------------------------------------- live
+
+NAME = "standard input"
+PIPE = "ffmpeg -i SOURCE -f s16le -ac 1 -ar 16000 - | distilkit transcribe -"
+COMPRESSED = {b"OggS": "Ogg", b"fLaC": "FLAC", b"ID3": "MP3", b"\x1aE\xdf\xa3": "Matroska or WebM"}
+PCM = {(1, 16): ("<i2", 2**15), (1, 32): ("<i4", 2**31), (3, 32): ("<f4", 1)}  # of WAV: type, scale
+MOST_BYTES = 1 << 16  # read at once; what is there sooner is taken sooner
+
+
+def live(source: BinaryIO, rate: int = SAMPLE_RATE) -> Iterator[Samples]:
+    """Sound as it arrives, in blocks of mono float32 at 16 kHz: PCM in 16 bits, or a WAV file of any length.
+
+    Args:
+        source: bytes; signed little-endian mono samples where they do not begin with a WAV header.
+        rate: Hz, of samples without a header.
+
+    Raises:
+        AudioError: nothing arrives, or something else than PCM.
+    """
+    begin = source.read(12)
+    for mark, name in COMPRESSED.items():
+        if begin.startswith(mark):
+            raise AudioError(f"{NAME} brings {name}, not PCM", PIPE)
+    channels, kind, scale = 1, *PCM[1, 16]
+    if begin[:4] == b"RIFF":
+        rate, channels, kind, scale = _wav_header(source)
+        begin = b""
+    blocks = ((rate, _mono(block_SC)) for block_SC in _pcm(source, begin, channels, kind, scale))
+    yield from _resampled(Path(NAME), blocks)
+
+
+def _pcm(
+    source: BinaryIO, begin: bytes, channels: int, kind: str, scale: int
+) -> Iterator[npt.NDArray[np.float32]]:
+    """Samples (S, C) as they arrive, behind bytes that have arrived already."""
+    size, rest, some = np.dtype(kind).itemsize * channels, b"", False
+    more, read = (
+        begin,
+        getattr(source, "read1", source.read),
+    )  # what is there, without waiting for more
+    while more := more or read(MOST_BYTES):
+        rest, more = rest + more, b""
+        whole = len(rest) // size * size
+        if whole:
+            some = True
+            block = np.frombuffer(rest[:whole], kind).reshape(-1, channels)
+            yield block.astype(np.float32) / np.float32(scale)
+        rest = rest[whole:]
+    if not some:
+        raise AudioError(f"{NAME} brings no sound", PIPE)
+
+
+def _wav_header(source: BinaryIO) -> tuple[int, int, str, int]:
+    """Rate, channels, type and scale of a WAV file whose samples come next."""
+    found = None
+    while len(head := source.read(8)) == 8:
+        name, size = head[:4], int.from_bytes(head[4:], "little")
+        if name == b"data" and found is not None:
+            return found
+        content = source.read(min(size + size % 2, MOST_BYTES)) if name != b"data" else b""
+        if name == b"fmt " and len(content) >= 16:
+            tag, channels, rate, _, _, bits = struct.unpack("<HHIIHH", content[:16])
+            tag = (
+                struct.unpack("<H", content[24:26])[0]
+                if tag == 0xFFFE and len(content) > 25
+                else tag
+            )
+            if (tag, bits) not in PCM or not 1 <= channels <= 64 or rate < LEAST_RATE:
+                raise AudioError(
+                    f"{NAME} brings a WAV file of format {tag}, {bits} bits, {channels} channels, {rate} Hz",
+                    PIPE,
+                )
+            found = (rate, channels, *PCM[tag, bits])
+    raise AudioError(f"{NAME} brings a WAV file that ends in its header", PIPE)

@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from distilkit.audio import SAMPLE_RATE, frames
 from distilkit.errors import DistilkitError
+from distilkit.listeners import grouped, in_order
 
 Beside = Callable[[MonoCut, Tensor], Sequence[Tensor]]  # what is kept of a window, given its sound
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-MAX_PADDING = 0.3  # of a clip in a micro-batch; what is shorter goes to the next one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,30 +126,6 @@ class Schedule:
             if rounds[place // self.ranks % 2][place % self.ranks] == self.rank
         ]
         return grouped(share, self.lengths, self.micro_seconds)
-
-
-def grouped(chosen: Sequence[int], lengths: Sequence[int], micro_seconds: float) -> list[list[int]]:
-    """Windows, longest first, in micro-batches of similar lengths.
-
-    A group's padded size stays below `micro_seconds`, and no clip in it is more than
-    `MAX_PADDING` padding; one window always fits.
-    """
-    groups: list[list[int]] = []
-    for index in chosen:
-        if groups:
-            group, longest = groups[-1], lengths[groups[-1][0]]
-            fits = (len(group) + 1) * longest <= micro_seconds * SAMPLE_RATE
-            if fits and lengths[index] >= (1 - MAX_PADDING) * longest:
-                group.append(index)
-                continue
-        groups.append([index])
-    return groups
-
-
-def in_order(lengths: Sequence[int], micro_seconds: float) -> list[list[int]]:
-    """All windows once, in micro-batches of similar lengths: for validation and embeddings."""
-    chosen = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    return grouped(chosen, lengths, micro_seconds)
 
 
 class Windows(Dataset[Batch | DistilkitError]):

@@ -21,6 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from distilkit import config, students
 from distilkit.audio import SAMPLE_RATE
 from distilkit.encoder import Encoder, encode
+from distilkit.exported import Exported
+from distilkit.listeners import Encodes
 
 PEAK = Path("/proc/self/clear_refs")  # writing 5 to it resets the process's peak memory (Linux)
 
@@ -31,8 +33,10 @@ class Size:
 
     model: str
     parameters: int
-    megabytes: float  # of its weights in fp32; a megabyte is 10^6 bytes
-    macs: float  # multiply-adds for one second of audio, in clips of 10 s
+    megabytes: float  # of its weights in fp32, or of an exported file; a megabyte is 10^6 bytes
+    macs: (
+        float | None
+    )  # multiply-adds for one second of audio, in clips of 10 s; None where not known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +53,14 @@ class Row:
     spread: tuple[float, float]  # least and greatest ratio of a pair
 
 
-def size(name: str, encoder: Encoder) -> Size:
+def size(name: str, encoder: Encodes) -> Size:
     """Parameters, bytes and multiply-adds of a model."""
+    if isinstance(encoder, Exported):
+        facts = encoder.facts
+        return Size(
+            model=name, parameters=facts["parameters"], megabytes=facts["bytes"] / 1e6, macs=None
+        )
+    assert isinstance(encoder, Encoder)
     return Size(
         model=name,
         parameters=students.parameters(encoder.model),
@@ -70,7 +80,7 @@ def multiply_adds(encoder: Encoder, seconds: float) -> int:
 
 
 def bench(
-    models: Mapping[str, Encoder],
+    models: Mapping[str, Encodes],
     *,
     seconds: Sequence[float] = (1.0, 5.0, 15.0, 60.0),
     batches: Sequence[int] = (1, 8),
@@ -87,12 +97,12 @@ def bench(
         models: by name; ratios are against the first one.
         seconds: lengths of clips.
         batches: clips in a batch.
-        precision: arithmetic.
+        precision: arithmetic, of models in PyTorch.
         device: where.
         rounds: how often each model is timed on each shape.
     """
     for encoder in models.values():
-        encoder.model.to(device).eval()
+        encoder.to(device)
     for length in seconds:
         for count in batches:
             wave_BS = noise(count, length).to(device)
@@ -126,8 +136,11 @@ def noise(count: int, seconds: float) -> Tensor:
 
 
 def _forward(
-    encoder: Encoder, wave_BS: Tensor, precision: config.Precision
+    encoder: Encodes, wave_BS: Tensor, precision: config.Precision
 ) -> Callable[[], object]:
+    if not isinstance(encoder, Encoder):
+        clips = list(wave_BS.cpu().numpy())
+        return lambda: encoder.states(clips, [encoder.depth])
     lengths, layers = [wave_BS.shape[1]] * len(wave_BS), [encoder.depth]
 
     def run() -> object:

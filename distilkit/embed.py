@@ -9,37 +9,25 @@ import shutil
 import struct
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
 from distilkit import config
-from distilkit.audio import FRAME_SAMPLES, HOP_SAMPLES, SAMPLE_RATE, Samples, decode, frames
-from distilkit.batches import in_order
+from distilkit.audio import FRAME_SAMPLES, SAMPLE_RATE, Samples, decode
 from distilkit.data import Found, Skipped, Tracker, find, untracked
-from distilkit.encoder import (
-    Encoder,
-    encode,
-    fingerprint,
-    keep_freed_memory,
-)
 from distilkit.errors import DistilkitError
-from distilkit.runs import discard, replacing, write_text
+from distilkit.listeners import Encodes, Frames, Stream, encode_stream, in_order
+from distilkit.runs import discard, make_parent, replacing, write_text
 
 WHOLE_SECONDS = 30.0  # recordings up to this are embedded whole
-WINDOW_SECONDS = 20.0  # longer ones in such windows
-CONTEXT_SECONDS = 2.0  # of each window that only serve its neighbours' edges
 BATCH_SECONDS = 30.0  # audio in memory at once, padding counted
 POOL_SECONDS = 480.0  # read ahead, so that clips of similar length share a batch
 INDEX = "embeddings.jsonl"
 SETTINGS = "embeddings.json"
-
-Frames = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +62,7 @@ def layer_numbers(layer: str, depth: int) -> list[int]:
 
 def embed(
     inputs: Sequence[str | Path],
-    encoder: Encoder,
+    encoder: Encodes,
     *,
     layer: str = "last",
     pool: config.Pool = "none",
@@ -92,7 +80,7 @@ def embed(
 
     Args:
         inputs: audio files, folders, lhotse manifests.
-        encoder: the model.
+        encoder: the model, of PyTorch or exported.
         layer: `last`, `all`, or a number from 0 to the model's depth.
         pool: `none` for frames (T, D), `mean` for one vector (D,); with `all`, (L, T, D) or (L, D).
         out: where to write.
@@ -117,7 +105,7 @@ def embed(
     alone = single and format == "npy" and (out is None or out.suffix == ".npy")
     settings = {
         "model": name,
-        "fingerprint": fingerprint(encoder.model),
+        "fingerprint": encoder.digest,
         "layers": layers,
         "pool": pool,
         "format": format,
@@ -130,14 +118,10 @@ def embed(
     else:
         outputs = _output_names(found)
         done = _reopen(folder, settings, target)
-    if device == "cpu":
-        keep_freed_memory()
-    encoder.model.to(device).eval()
+    encoder.to(device)
     embedded: list[Embedded] = []
     skipped: list[Skipped] = []
-    results = _embed_all(
-        found, encoder, layers, layer == "all", pool, folder, outputs, done, device
-    )
+    results = _embed_all(found, encoder, layers, layer == "all", pool, folder, outputs, done)
     for result in track(results, description="embedding", total=len(found)):
         if isinstance(result, Skipped):
             skipped.append(result)
@@ -166,14 +150,13 @@ def embed(
 
 def _embed_all(
     found: Sequence[Found],
-    encoder: Encoder,
+    encoder: Encodes,
     layers: Sequence[int],
     stacked: bool,
     pool: config.Pool,
     folder: Path,
     outputs: dict[str, str],
     done: dict[str, Embedded],
-    device: str,
 ) -> Iterator[Embedded | Skipped]:
     waiting: list[tuple[Found, Samples]] = []
 
@@ -191,7 +174,7 @@ def _embed_all(
     def flush() -> Iterator[Embedded]:
         clips = [clip for _, clip in waiting]
         for chosen in in_order([len(clip) for clip in clips], BATCH_SECONDS):
-            results = encode_clips([clips[i] for i in chosen], encoder, layers, device)
+            results = encoder.states([clips[i] for i in chosen], layers)
             for i, result_LTD in zip(chosen, results, strict=True):
                 yield write(waiting[i][0], iter([result_LTD]), clips[i].__len__)
         waiting.clear()
@@ -204,14 +187,14 @@ def _embed_all(
             if item.id in done and done[item.id].stamp == _stamp(item.path):
                 yield done[item.id]
                 continue
-            stream = _Stream(decode(item.path).blocks)
+            stream = Stream(decode(item.path).blocks)
             head = stream.take(int(WHOLE_SECONDS * SAMPLE_RATE) + 1)
             if len(head) < FRAME_SAMPLES:
                 raise DistilkitError(
                     f"{len(head) / SAMPLE_RATE:.3f} s is shorter than one frame (0.025 s)"
                 )
             if len(head) > WHOLE_SECONDS * SAMPLE_RATE:
-                pieces = encode_stream(head, stream, encoder, layers, device)
+                pieces = encode_stream(encoder, head, stream, layers)
                 yield write(item, pieces, lambda stream=stream: stream.samples)  # type: ignore[misc]
                 continue
         except DistilkitError as error:
@@ -223,68 +206,35 @@ def _embed_all(
     yield from flush()
 
 
-class _Stream:
-    """Blocks of samples, read as asked for, and how many there were."""
+def live(blocks: Iterable[Samples], encoder: Encodes, layer: str = "last") -> Iterator[Frames]:
+    """Chosen layers of a source as it goes on, (L, t, D) each, at flat memory.
 
-    def __init__(self, blocks: Iterator[Samples]) -> None:
-        self.samples = 0
-        self._blocks = blocks
-
-    def take(self, least: int) -> Samples:
-        """At least so many samples, or what is left."""
-        taken: list[Samples] = [np.zeros(0, np.float32)]
-        while sum(map(len, taken)) < least:
-            block = next(self._blocks, None)
-            if block is None:
-                break
-            self.samples += len(block)
-            taken.append(block)
-        return np.concatenate(taken)
-
-
-def encode_clips(
-    clips: Sequence[Samples], encoder: Encoder, layers: Sequence[int], device: str
-) -> list[Frames]:
-    """Chosen layers of whole clips, (L, T, D) each; no clip depends on the others.
+    Joined, they are those of the file. The first come after `WHOLE_SECONDS`, the others every 16 s.
 
     Args:
-        clips: mono float32 samples at 16 kHz, at least `FRAME_SAMPLES` each.
-        encoder: the model, on `device` and in evaluation mode.
-        layers: from 0 to the model's depth.
-        device: torch device.
+        blocks: mono float32 samples at 16 kHz, as they arrive.
+        encoder: the model, of PyTorch or exported.
+        layer: `last`, `all`, or a number from 0 to the model's depth.
+
+    Raises:
+        DistilkitError: no such layer, or no frame of sound.
     """
-    wave_BS = torch.nn.utils.rnn.pad_sequence(
-        [torch.from_numpy(np.ascontiguousarray(clip)) for clip in clips], batch_first=True
-    )
-    lengths = [len(clip) for clip in clips]
-    with torch.inference_mode():
-        hidden = encode(encoder, wave_BS.to(device), lengths, layers)
-        stacked_LBTD = torch.stack(hidden).float().cpu()
-    return [stacked_LBTD[:, i, : frames(n)].numpy() for i, n in enumerate(lengths)]
+    layers, stream = layer_numbers(layer, encoder.depth), Stream(blocks)
+    head = stream.take(int(WHOLE_SECONDS * SAMPLE_RATE) + 1)
+    if len(head) < FRAME_SAMPLES:
+        raise DistilkitError(f"{len(head) / SAMPLE_RATE:.3f} s is shorter than one frame (0.025 s)")
+    if len(head) > WHOLE_SECONDS * SAMPLE_RATE:
+        yield from encode_stream(encoder, head, stream, layers)
+        return
+    yield from encoder.states([head], layers)
 
 
-def encode_stream(
-    head: Samples, stream: _Stream, encoder: Encoder, layers: Sequence[int], device: str
-) -> Iterator[Frames]:
-    """Chosen layers of a long recording, piece by piece, (L, t, D) each, at flat memory.
-
-    Windows of `WINDOW_SECONDS` overlap by twice `CONTEXT_SECONDS`; of an overlap each side keeps its
-    half, so every frame has at least that much sound on both sides of it.
-    """
-    window = int(WINDOW_SECONDS * SAMPLE_RATE)
-    context = int(CONTEXT_SECONDS * SAMPLE_RATE) // HOP_SAMPLES
-    waiting, lead = head, 0
-    while True:
-        waiting = np.concatenate([waiting, stream.take(window + 1 - len(waiting))])
-        last = len(waiting) <= window
-        (piece_LTD,) = encode_clips([waiting[:window]], encoder, layers, device)
-        end = piece_LTD.shape[1] - (0 if last else context)
-        if end > lead:
-            yield piece_LTD[:, lead:end]
-        if last:
-            return
-        waiting = waiting[(end - context) * HOP_SAMPLES :]
-        lead = context
+def save_live(
+    pieces: Iterator[Frames], path: Path, layer: str, pool: config.Pool
+) -> tuple[int, ...]:
+    """Write what `live` gives as one array, once the source has ended; its shape."""
+    make_parent(path)
+    return _write(path, pieces, layer == "all", pool)
 
 
 # --------------------------------------------------------------------------------------- writing

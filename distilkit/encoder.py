@@ -22,9 +22,12 @@ from typing import TypeAlias
 # shapes, so a process grew by gigabytes; with this many it stays nearly level.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm, linear, pad, scaled_dot_product_attention
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     Data2VecAudioModel,
     HubertModel,
@@ -34,9 +37,10 @@ from transformers import (
 )
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
-from distilkit.audio import SAMPLE_RATE, frames
+from distilkit.audio import SAMPLE_RATE, Samples, frames
 from distilkit.front import LeanFront
 
+Frames = npt.NDArray[np.float32]
 Model: TypeAlias = HubertModel | Wav2Vec2Model | WavLMModel | Data2VecAudioModel
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 FRONT = -1  # in place of a layer's number: what the conv front end gives
@@ -146,6 +150,37 @@ class Encoder:
     def width(self) -> int:
         """Size of a frame's vector, D."""
         return int(self.model.config.hidden_size)
+
+    @property
+    def digest(self) -> str:
+        """Changes when a weight does."""
+        return fingerprint(self.model)
+
+    def to(self, device: str) -> "Encoder":
+        """The same encoder, ready to be asked on a device."""
+        if device == "cpu":
+            keep_freed_memory()
+        self.model.to(device).eval()
+        return self
+
+    def states(self, clips: Sequence[Samples], layers: Sequence[int]) -> list[Frames]:
+        """Chosen layers of whole clips, (L, T, D) each; no clip depends on the others.
+
+        Args:
+            clips: mono float32 samples at 16 kHz, at least `FRAME_SAMPLES` each.
+            layers: from 0 to the model's depth.
+        """
+        wave_BS, lengths = padded(clips)
+        with torch.inference_mode():
+            hidden = encode(self, wave_BS.to(self.model.device), lengths, layers)
+            stacked_LBTD = torch.stack(hidden).float().cpu()
+        return [stacked_LBTD[:, i, : frames(n)].numpy() for i, n in enumerate(lengths)]
+
+
+def padded(clips: Sequence[Samples]) -> tuple[Tensor, list[int]]:
+    """Clips as one batch, (B, S), padded behind each one's end, and samples of each."""
+    waves = [torch.from_numpy(np.ascontiguousarray(clip)) for clip in clips]
+    return pad_sequence(waves, batch_first=True), [len(clip) for clip in clips]
 
 
 def exact(model: Model) -> Model:

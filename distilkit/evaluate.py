@@ -10,12 +10,11 @@ from lhotse import MonoCut
 
 from distilkit import config, rates
 from distilkit.audio import SAMPLE_RATE
-from distilkit.batches import in_order
 from distilkit.data import Skipped, Tracker, transcripts, untracked
 from distilkit.decode import Search, decoded
 from distilkit.errors import DistilkitError
+from distilkit.listeners import HEARD_SECONDS, Hears, LogProbs, hear_stream, in_order
 from distilkit.rates import Errors, confusions, errors, interval
-from distilkit.recognisers import WINDOW_SECONDS, LogProbs, Recogniser, hear, hear_stream
 from distilkit.runs import write_text
 
 BATCH_SECONDS = 60.0  # audio in memory at once, padding counted
@@ -76,7 +75,7 @@ class Evaluation:
 
 def evaluate(
     inputs: Sequence[str | Path],
-    recogniser: Recogniser,
+    recogniser: Hears,
     *,
     search: Search | None = None,
     text_column: str = "",
@@ -90,7 +89,7 @@ def evaluate(
 
     Args:
         inputs: recordings with text, of any layout.
-        recogniser: of ours, or any with CTC.
+        recogniser: of ours, or any with CTC, or exported.
         search: beam search; greedy decoding when None.
         text_column: column of a table that holds the text; empty finds it.
         device: torch device to compute on.
@@ -102,7 +101,7 @@ def evaluate(
     settings = config.Transcribed(max_seconds=LONGEST, min_seconds=0.025, text_column=text_column)
     read = transcripts.read(inputs, settings, track=track)
     tokenizer = recogniser.tokenizer
-    recogniser.model.to(device).eval()
+    recogniser.to(device)
     said = [tokenizer.normalise(cut.supervisions[0].text) for cut in read.cuts]
     skipped = list(read.skipped)
     kept = []
@@ -119,7 +118,7 @@ def evaluate(
     for chosen in track(batches, description="listening", total=len(batches)):
         places = [kept[index] for index in chosen]
         for place, rows_TK in zip(
-            places, _hear([read.cuts[p] for p in places], recogniser, device), strict=True
+            places, _hear([read.cuts[p] for p in places], recogniser), strict=True
         ):
             heard[place] = _text(rows_TK, recogniser, search)
     judged = [
@@ -143,17 +142,17 @@ def evaluate(
     )
 
 
-def _hear(cuts: Sequence[MonoCut], recogniser: Recogniser, device: str) -> list[LogProbs]:
+def _hear(cuts: Sequence[MonoCut], recogniser: Hears) -> list[LogProbs]:
     clips = [cut.load_audio()[0] for cut in cuts]
-    if any(len(clip) > WINDOW_SECONDS * SAMPLE_RATE for clip in clips):
+    if any(len(clip) > HEARD_SECONDS * SAMPLE_RATE for clip in clips):
         return [
-            np.concatenate([rows for rows, _ in hear_stream(recogniser, iter([clip]), device)])
+            np.concatenate([rows_TK for rows_TK, _ in hear_stream(recogniser, [clip])])
             for clip in clips
         ]
-    return hear(recogniser, clips, device)
+    return recogniser.logprobs(clips)
 
 
-def _text(rows_TK: LogProbs, recogniser: Recogniser, search: Search | None) -> str:
+def _text(rows_TK: LogProbs, recogniser: Hears, search: Search | None) -> str:
     tokenizer = recogniser.tokenizer
     return tokenizer.decode(decoded(rows_TK, tokenizer, search), frames=False)
 
@@ -163,7 +162,7 @@ def _counted(judged: Sequence[Judged], kind: str) -> tuple[list[int], list[int]]
     return [count.errors for count in counts], [count.spoken for count in counts]
 
 
-def _unknown(judged: Sequence[Judged], recogniser: Recogniser) -> dict[str, int]:
+def _unknown(judged: Sequence[Judged], recogniser: Hears) -> dict[str, int]:
     whole = "".join(item.said for item in judged)
     return {char: whole.count(char) for char in recogniser.tokenizer.unknown(whole)}
 

@@ -32,6 +32,7 @@ WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+EXPORTED = "export.json"  # in folders that `distilkit export` makes
 PARTLY = "is only partly in the local cache"
 TIMEOUT = 4  # seconds to wait for the hub's first answer
 TORCHAUDIO = "torchaudio:"  # what names of torchaudio's bundles begin with
@@ -57,6 +58,11 @@ def locate(name: str) -> Path:
         raise DistilkitError(
             f"cannot open `{name}`: {error.strerror}", "give a folder that you may read"
         ) from error
+
+
+def is_exported(path: Path) -> bool:
+    """Whether a folder holds an exported model."""
+    return (path / EXPORTED).is_file()
 
 
 def split(name: str) -> tuple[str, str | None]:

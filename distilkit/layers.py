@@ -21,11 +21,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from distilkit import plan
-from distilkit.audio import FRAME_SAMPLES, SAMPLE_RATE, Samples, decode
-from distilkit.batches import in_order
+from distilkit.audio import FRAME_SAMPLES, SAMPLE_RATE, Samples, clock, decode
 from distilkit.data import Found, Skipped, Tracker, find, untracked
 from distilkit.encoder import Encoder, encode, frame_mask
 from distilkit.errors import DistilkitError
+from distilkit.listeners import in_order
 from distilkit.runs import replacing
 
 MINUTES = 10.0  # of audio, unless asked otherwise
@@ -458,7 +458,7 @@ def draw(
         title += f"\nagainst {_short(against)}"
     else:
         outlined = f"the {len(picked)} that stand for all layers best"
-    measured = f"{plan.clock(result.seconds)} of audio, {result.frames:,} frames"
+    measured = f"{clock(result.seconds)} of audio, {result.frames:,} frames"
     if against or picked:
         measured += f"; outlined: {outlined}"
     axes.set_title(f"{title}\n{measured}", parse_math=False, fontsize="medium")

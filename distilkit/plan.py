@@ -13,7 +13,7 @@ from lhotse import MonoCut
 from transformers import HubertConfig
 
 from distilkit import config
-from distilkit.audio import FRAME_RATE, SAMPLE_RATE
+from distilkit.audio import FRAME_RATE, SAMPLE_RATE, clock
 from distilkit.batches import Schedule
 from distilkit.encoder import Encoder
 from distilkit.errors import DistilkitError
@@ -507,13 +507,3 @@ def peak_gib(where: str) -> float:
         return torch.cuda.max_memory_allocated() / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-
-
-def clock(seconds: float) -> str:
-    """Seconds for people: `42 s`, `3 min 05 s`, `2 h 10 min`."""
-    if seconds < 59.5:
-        return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -28,11 +26,11 @@ from transformers import (
 )
 
 from distilkit import config, hub, layer_mix, teachers, tokenizers
-from distilkit.audio import HOP_SAMPLES, SAMPLE_RATE, Samples, frames
-from distilkit.encoder import Encoder, encode, exact, fingerprint, front_norm
+from distilkit.audio import Samples, frames
+from distilkit.encoder import Encoder, encode, exact, fingerprint, front_norm, padded
 from distilkit.errors import DistilkitError
 from distilkit.layer_mix import MixedHubertForCTC
-from distilkit.pauses import Levels, levels
+from distilkit.listeners import LogProbs
 from distilkit.teachers import Checkpoint, huggingface
 from distilkit.teachers.weights import UNUSED, refuse
 from distilkit.tokenizers import Tokenizer
@@ -44,12 +42,8 @@ MODELS: dict[str, type[Model]] = {
     "wavlm": WavLMForCTC,
     "data2vec-audio": Data2VecAudioForCTC,
 }
-WINDOW_SECONDS = 30.0  # long recordings are heard in such windows ...
-CONTEXT_SECONDS = 5.0  # ... of which this much at either end only serves its neighbour
 ADAPTER = "adapter_config.json"
 BASE = "base.json"  # beside an adapter: which model it was trained on
-
-LogProbs = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +60,15 @@ class Recogniser:
         """The model without its head."""
         inner = getattr(self.model, self.model.base_model_prefix)
         return Encoder(model=inner, normalise=self.normalise)
+
+    def to(self, device: str) -> "Recogniser":
+        """The same recogniser, ready to listen on a device."""
+        self.model.to(device).eval()
+        return self
+
+    def logprobs(self, clips: Sequence[Samples]) -> list[LogProbs]:
+        """Logarithms of the tokens' probabilities, (T, K) for each clip: `hear` where the model is."""
+        return hear(self, clips, str(self.model.device))
 
 
 def build(checkpoint: Checkpoint, tokenizer: Tokenizer, settings: config.Recogniser) -> Recogniser:
@@ -158,46 +161,11 @@ def hear(recogniser: Recogniser, clips: Sequence[Samples], device: str) -> list[
         clips: mono float32 samples at 16 kHz, at least one frame each.
         device: torch device.
     """
-    lengths = [len(clip) for clip in clips]
-    wave_BS = torch.nn.utils.rnn.pad_sequence(
-        [torch.from_numpy(np.ascontiguousarray(clip)) for clip in clips], batch_first=True
-    )
+    wave_BS, lengths = padded(clips)
     with torch.inference_mode():
         scores_BTK = logits(recogniser.model, recogniser.encoder, wave_BS.to(device), lengths)
         found_BTK = log_softmax(scores_BTK.float(), dim=-1).cpu().numpy()
     return [found_BTK[i, : frames(length)] for i, length in enumerate(lengths)]
-
-
-def hear_stream(
-    recogniser: Recogniser, blocks: Iterator[Samples], device: str
-) -> Iterator[tuple[LogProbs, Levels]]:
-    """The same for a recording of any length, at flat memory: piece by piece, (t, K) and levels (t,).
-
-    Windows are those of transformers' pipeline with `chunk_length_s=30`: of two neighbours that
-    overlap, each gives the half that is nearer to its middle. A recording of up to one window is heard whole.
-
-    Args:
-        recogniser: in evaluation mode, on `device`.
-        blocks: mono float32 samples at 16 kHz, as they come.
-        device: torch device.
-    """
-    window = int(WINDOW_SECONDS * SAMPLE_RATE)
-    context = int(CONTEXT_SECONDS * SAMPLE_RATE)
-    waiting, lead = np.zeros(0, np.float32), 0
-    while True:
-        parts = [waiting]
-        while sum(map(len, parts)) <= window and (block := next(blocks, None)) is not None:
-            parts.append(block)
-        waiting = np.concatenate(parts)
-        last = len(waiting) <= window
-        if frames(min(len(waiting), window)) > lead:
-            (piece_TK,) = hear(recogniser, [waiting[:window]], device)
-            end = None if last else (window - context) // HOP_SAMPLES
-            yield piece_TK[lead:end], levels(waiting[:window])[lead:end]
-        if last:
-            return
-        waiting = waiting[window - 2 * context :]
-        lead = context // HOP_SAMPLES
 
 
 # ---------------------------------------------------------------------------------------- files

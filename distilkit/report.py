@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from distilkit import config
+from distilkit.audio import clock
 from distilkit.encoder import Encoder
-from distilkit.plan import clock
 from distilkit.students import parameters
 from distilkit.tokenizers import Tokenizer
 

@@ -34,8 +34,9 @@ from torch import Tensor
 
 from distilkit import config
 from distilkit.audio import SAMPLE_RATE, frames
-from distilkit.batches import Batch, in_order, load, out_of_memory
+from distilkit.batches import Batch, load, out_of_memory
 from distilkit.errors import DistilkitError
+from distilkit.listeners import in_order
 from distilkit.runs import make_parent, replacing
 from distilkit.targets import Targets
 

@@ -4,7 +4,7 @@ Letters in names: T frames, K tokens.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
 
@@ -13,20 +13,20 @@ import numpy.typing as npt
 
 from distilkit import config
 from distilkit.audio import FRAME_RATE, FRAME_SAMPLES, SAMPLE_RATE, Samples, decode
-from distilkit.batches import in_order
 from distilkit.captions import FORMATS, Transcript
 from distilkit.data import Found, Skipped, find
 from distilkit.data.find import shown
 from distilkit.decode import Search, Word, decoded, following, words
 from distilkit.errors import DistilkitError
+from distilkit.listeners import HEARD_SECONDS, Hears, LogProbs, hear_stream, in_order
 from distilkit.pauses import Levels, bounded, levels, stretches
-from distilkit.recognisers import WINDOW_SECONDS, LogProbs, Recogniser, hear, hear_stream
 from distilkit.runs import make_parent, write_text
 from distilkit.tokenizers import DELIMITER, SPACE, Tokenizer
 
 Heard = tuple[LogProbs, Levels]  # of the same frames
 
 SEGMENT_SECONDS = 30.0  # how much of a recording is decoded and aligned at once
+DELAY = HEARD_SECONDS + SEGMENT_SECONDS  # of text behind sound that is still going on
 BATCH_SECONDS = 60.0  # audio in memory at once, padding counted
 POOL_SECONDS = 480.0  # read ahead, so that clips of similar length share a batch
 TIMED: tuple[config.TranscriptFormat, ...] = (
@@ -37,7 +37,7 @@ TIMED: tuple[config.TranscriptFormat, ...] = (
 
 def transcribe(
     inputs: Sequence[str | Path],
-    recogniser: Recogniser,
+    recogniser: Hears,
     *,
     search: Search | None = None,
     timed: bool = False,
@@ -47,7 +47,7 @@ def transcribe(
 
     Args:
         inputs: audio files, folders, lhotse manifests.
-        recogniser: the model and its tokenizer.
+        recogniser: the model and its tokenizer, of PyTorch or exported.
         search: beam search; greedy decoding when None.
         timed: whether to find out when each word is said.
         device: torch device to compute on.
@@ -55,7 +55,7 @@ def transcribe(
     Raises:
         DistilkitError: an input is missing.
     """
-    recogniser.model.to(device).eval()
+    recogniser.to(device)
     waiting: list[tuple[Found, Samples]] = []
 
     def told(item: Found, pieces: Iterable[Heard]) -> Transcript:
@@ -64,12 +64,12 @@ def transcribe(
 
     def flush() -> Iterator[Transcript]:
         clips = [clip for _, clip in waiting]
-        heard: dict[int, LogProbs] = {}
+        rows_of: dict[int, LogProbs] = {}
         for chosen in in_order([len(clip) for clip in clips], BATCH_SECONDS):
-            rows = hear(recogniser, [clips[place] for place in chosen], device)
-            heard |= dict(zip(chosen, rows, strict=True))
+            rows = recogniser.logprobs([clips[place] for place in chosen])
+            rows_of |= dict(zip(chosen, rows, strict=True))
         for place, (item, _) in enumerate(waiting):
-            yield told(item, [(heard[place], levels(clips[place]))])
+            yield told(item, [(rows_of[place], levels(clips[place]))])
         waiting.clear()
 
     for item in find(inputs):
@@ -78,14 +78,15 @@ def transcribe(
             continue
         try:
             blocks = decode(item.path).blocks
-            head = _take(blocks, int(WINDOW_SECONDS * SAMPLE_RATE))
+            head = _take(blocks, int(HEARD_SECONDS * SAMPLE_RATE))
             if len(head) < FRAME_SAMPLES:
                 raise DistilkitError(
                     f"{len(head) / SAMPLE_RATE:.3f} s is shorter than one frame (0.025 s)"
                 )
-            if len(head) > WINDOW_SECONDS * SAMPLE_RATE:
+            if len(head) > HEARD_SECONDS * SAMPLE_RATE:
                 yield from flush()
-                yield told(item, hear_stream(recogniser, chain([head], blocks), device))
+                heard = hear_stream(recogniser, chain([head], blocks))
+                yield told(item, ((rows_TK, levels(wave_S)) for rows_TK, wave_S in heard))
                 continue
         except DistilkitError as error:
             yield from flush()
@@ -118,18 +119,80 @@ def written(
         search: beam search; greedy decoding when None.
         timed: whether to align.
     """
-    ids: list[int] = []
-    found: list[Word] = []
-    context = None
-    for start, rows_TK, levels_T, last in segments(pieces, tokenizer):
+    said = list(passages(pieces, tokenizer, search, timed))
+    found = [word for passage in said for word in passage.words or []]
+    return "".join(passage.text for passage in said), found if timed else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passage:
+    """A part of a recording, cut between words: seconds, text that continues the last one's, words."""
+
+    start: float
+    end: float
+    text: str
+    words: list[Word] | None
+
+
+def passages(
+    pieces: Iterable[Heard],
+    tokenizer: Tokenizer,
+    search: Search | None,
+    timed: bool,
+    most: float = SEGMENT_SECONDS,
+) -> Iterator[Passage]:
+    """The text of a recording bit by bit, as soon as it is decided; joined, it is that of the whole.
+
+    Args:
+        pieces: logarithms of the tokens' probabilities, (t, K), and levels in dB, (t,), in order.
+        tokenizer: of the model.
+        search: beam search; greedy decoding when None.
+        timed: whether to align.
+        most: seconds that are decoded and aligned at once.
+    """
+    context, before = None, list[int]()
+    for start, rows_TK, levels_T, last in segments(pieces, tokenizer, most):
         said = decoded(rows_TK, tokenizer, search, context=context, ends=last)
         if search is not None and search.model is not None:
             context = following(said, tokenizer, search.model, context)
-        ids += said
+        found = None
         if timed:
             spoken = bounded(words(rows_TK, said, tokenizer), stretches(levels_T))
-            found += [_later(word, start / FRAME_RATE) for word in spoken]
-    return tokenizer.decode(ids, frames=False), found if timed else None
+            found = [_later(word, start / FRAME_RATE) for word in spoken]
+        text = tokenizer.decode(before + said, frames=False)
+        yield Passage(
+            start=start / FRAME_RATE,
+            end=(start + len(rows_TK)) / FRAME_RATE,
+            text=text[len(tokenizer.decode(before, frames=False)) :],
+            words=found,
+        )
+        before = said if tokenizer.decode(said, frames=False) else before + said
+
+
+def live(
+    blocks: Iterable[Samples],
+    recogniser: Hears,
+    *,
+    search: Search | None = None,
+    timed: bool = False,
+    delay: float = DELAY,
+    device: str = "cpu",
+) -> Iterator[Passage]:
+    """Write down a source as it goes on, at flat memory.
+
+    Args:
+        blocks: mono float32 samples at 16 kHz, as they arrive.
+        recogniser: the model and its tokenizer, of PyTorch or exported.
+        search: beam search; greedy decoding when None.
+        timed: whether to find out when each word is said.
+        delay: seconds, at the most, between a word and its text, the time for computing left out. With
+            `DELAY` the text is that of the recording as a file; with less, less is heard around each word.
+        device: torch device to compute on.
+    """
+    recogniser.to(device)
+    heard = hear_stream(recogniser, blocks, delay / 2)
+    pieces = ((rows_TK, levels(wave_S)) for rows_TK, wave_S in heard)
+    yield from passages(pieces, recogniser.tokenizer, search, timed, delay / 2)
 
 
 def _later(word: Word, seconds: float) -> Word:
@@ -138,13 +201,13 @@ def _later(word: Word, seconds: float) -> Word:
 
 
 def segments(
-    pieces: Iterable[Heard], tokenizer: Tokenizer
+    pieces: Iterable[Heard], tokenizer: Tokenizer, seconds: float = SEGMENT_SECONDS
 ) -> Iterator[tuple[int, LogProbs, Levels, bool]]:
-    """Pieces of at most `SEGMENT_SECONDS`, cut between words: first frame, (t, K), (t,), whether the last.
+    """Pieces of at most so many seconds, cut between words: first frame, (t, K), (t,), whether the last.
 
     Joined, their greedy tokens are those of the whole.
     """
-    most = int(SEGMENT_SECONDS * FRAME_RATE)
+    most = int(seconds * FRAME_RATE)
     rows_TK, levels_T = np.zeros((0, len(tokenizer)), np.float32), np.zeros(0, np.float32)
     start = 0
     for more_TK, more_T in pieces:

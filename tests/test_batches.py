@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from distilkit import config
-from distilkit.batches import Schedule, in_order, load, stream
+from distilkit.batches import Schedule, load, stream
 from distilkit.data import collect
 from distilkit.errors import DistilkitError
+from distilkit.listeners import in_order
 
 
 def lengths(count: int, seed: int, longest: float = 15.6) -> list[int]:

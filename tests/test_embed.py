@@ -13,8 +13,10 @@ from safetensors.numpy import load_file
 from transformers import Wav2Vec2FeatureExtractor
 
 from distilkit import embed as embedding
+from distilkit import encoder as encoding
+from distilkit import listeners
 from distilkit.audio import frames, load
-from distilkit.embed import embed, encode_clips
+from distilkit.embed import embed
 from distilkit.encoder import Encoder, exact
 from distilkit.errors import DistilkitError
 
@@ -80,7 +82,7 @@ def test_layers_and_pooling(
     embed([clip], model, layer=layer, pool=pool, out=out)  # type: ignore[arg-type]
     got = np.load(out)
     assert got.shape == shape
-    (every,) = encode_clips([load(clip)], model, range(13), "cpu")
+    (every,) = model.states([load(clip)], range(13))
     wanted = {"last": every[12], "3": every[3], "all": every}[layer]
     wanted = wanted.mean(-2) if pool == "mean" else wanted
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
@@ -127,10 +129,10 @@ def test_long_files_go_in_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         :0
     ]  # no attention: 0.3 s is all it hears
     model.model.config.num_hidden_layers = 0
-    (whole,) = encode_clips([sound], model, [0], "cpu")
+    (whole,) = model.states([sound], [0])
     monkeypatch.setattr(embedding, "WHOLE_SECONDS", 4.0)
-    monkeypatch.setattr(embedding, "WINDOW_SECONDS", 3.0)
-    monkeypatch.setattr(embedding, "CONTEXT_SECONDS", 0.5)
+    monkeypatch.setattr(listeners, "WINDOW_SECONDS", 3.0)
+    monkeypatch.setattr(listeners, "CONTEXT_SECONDS", 0.5)
     for layer in ("last", "all"):
         embed([tmp_path / "long.wav"], model, layer=layer, out=tmp_path / "x.npy")
         got = np.load(tmp_path / "x.npy")
@@ -144,8 +146,8 @@ def test_windows_give_every_frame_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: int
 ) -> None:
     monkeypatch.setattr(embedding, "WHOLE_SECONDS", 4.0)
-    monkeypatch.setattr(embedding, "WINDOW_SECONDS", 3.0)
-    monkeypatch.setattr(embedding, "CONTEXT_SECONDS", 0.5)
+    monkeypatch.setattr(listeners, "WINDOW_SECONDS", 3.0)
+    monkeypatch.setattr(listeners, "CONTEXT_SECONDS", 0.5)
     count = 64_001 + 15_840 + extra
     soundfile.write(tmp_path / "long.wav", voice(count / 16_000 + 1e-6, 3)[:count], 16_000, "FLOAT")
     for pool in ("none", "mean"):
@@ -160,13 +162,13 @@ def test_what_is_done_is_kept(
     folder = tmp_path / "audio"
     shutil.copytree(speech, folder)
     out, calls = tmp_path / "out", []
-    real = embedding.encode_clips
+    real = Encoder.states
 
-    def counting(clips: list[np.ndarray], *rest: object) -> list[np.ndarray]:
+    def counting(self: Encoder, clips: list[np.ndarray], layers: list[int]) -> list[np.ndarray]:
         calls.append(len(clips))
-        return real(clips, *rest)  # type: ignore[arg-type]
+        return real(self, clips, layers)
 
-    monkeypatch.setattr(embedding, "encode_clips", counting)
+    monkeypatch.setattr(Encoder, "states", counting)
     embed([folder], encoder(), out=out, name="m")
     assert sum(calls) == 12
     embed([folder], encoder(), out=out, name="m")
@@ -226,6 +228,6 @@ def test_freed_memory_is_kept(
     speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[bool] = []
-    monkeypatch.setattr(embedding, "keep_freed_memory", lambda: kept.append(True))
+    monkeypatch.setattr(encoding, "keep_freed_memory", lambda: kept.append(True))
     embed([speech / "b" / "clip01.wav"], encoder(), out=tmp_path / "x.npy")
     assert kept

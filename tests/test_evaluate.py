@@ -1,44 +1,47 @@
 """Errors of a recogniser: known errors give known rates, for any model with CTC."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import soundfile
 from conftest import voice
 
-from distilkit import evaluate, recognisers, tokenizers
+from distilkit import evaluate, tokenizers
 from distilkit.decode import Search
 from distilkit.errors import DistilkitError
+from distilkit.tokenizers import Tokenizer
 
 
-@pytest.fixture
-def heard(monkeypatch: pytest.MonkeyPatch, letters: Path) -> recognisers.Recogniser:
+class Listener:
     """A recogniser that hears by the length of a clip: every tenth of a second is a known text."""
-    tokenizer = tokenizers.load(letters)
-    texts = {10: "a bee", 11: "a bee sees", 12: "tree", 13: ""}
 
-    def hear(_: object, clips: list[np.ndarray], device: str) -> list[np.ndarray]:
+    TEXTS: ClassVar = {10: "a bee", 11: "a bee sees", 12: "tree", 13: ""}
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+
+    def to(self, _: str) -> "Listener":
+        return self
+
+    def logprobs(self, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
         found = []
         for clip in clips:
-            rows = np.full((80, len(tokenizer)), -9.0, np.float32)
-            path = [t for token in tokenizer.encode(texts[len(clip) // 1600]) for t in (token, 0)]
+            rows = np.full((80, len(self.tokenizer)), -9.0, np.float32)
+            said = self.tokenizer.encode(self.TEXTS[len(clip) // 1600])
+            path = [part for token in said for part in (token, 0)]
             path += [0] * (80 - len(path))
             rows[np.arange(80), path] = 0.0
             found.append(rows)
         return found
 
-    monkeypatch.setattr(evaluate, "hear", hear)
 
-    class Silent:
-        def to(self, _: str) -> "Silent":
-            return self
-
-        def eval(self) -> None:
-            pass
-
-    return recognisers.Recogniser(model=Silent(), tokenizer=tokenizer, normalise=False)  # type: ignore[arg-type]
+@pytest.fixture
+def heard(letters: Path) -> Listener:
+    return Listener(tokenizers.load(letters))
 
 
 def corpus(folder: Path, rows: list[tuple[float, str, str]]) -> Path:
@@ -61,7 +64,7 @@ ROWS = [
 ]
 
 
-def test_known_errors_give_known_rates(heard: recognisers.Recogniser, tmp_path: Path) -> None:
+def test_known_errors_give_known_rates(heard: Listener, tmp_path: Path) -> None:
     found = evaluate.evaluate([corpus(tmp_path / "said", ROWS)], heard)
     assert [(item.said, item.heard) for item in found.utterances] == [
         ("a bee", "a bee"),
@@ -95,7 +98,7 @@ def test_known_errors_give_known_rates(heard: recognisers.Recogniser, tmp_path: 
 
 
 def test_two_recognisers_are_compared_on_the_same_utterances(
-    heard: recognisers.Recogniser, tmp_path: Path
+    heard: Listener, tmp_path: Path
 ) -> None:
     folder = corpus(tmp_path / "said", ROWS)
     one = evaluate.evaluate([folder], heard)
@@ -115,21 +118,19 @@ def test_two_recognisers_are_compared_on_the_same_utterances(
     assert 0 < low <= by <= high
 
 
-def test_an_interval_that_is_equal_in_every_draw_says_so(
-    heard: recognisers.Recogniser, tmp_path: Path
-) -> None:
+def test_an_interval_that_is_equal_in_every_draw_says_so(heard: Listener, tmp_path: Path) -> None:
     found = evaluate.evaluate([corpus(tmp_path / "said", [(1.0, "a bee", "x")] * 3)], heard)
     assert found.wer == (0.0, 0.0)
     assert found.worst(5) == []
 
 
-def test_texts_of_which_nothing_is_left(heard: recognisers.Recogniser, tmp_path: Path) -> None:
+def test_texts_of_which_nothing_is_left(heard: Listener, tmp_path: Path) -> None:
     with pytest.raises(DistilkitError, match="no text is left"):
         evaluate.evaluate([corpus(tmp_path / "said", [(1.0, "!", "x")] * 2)], heard)
 
 
 def test_beam_search_is_used_where_it_is_asked_for(
-    heard: recognisers.Recogniser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    heard: Listener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
 

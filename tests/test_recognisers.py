@@ -13,6 +13,7 @@ from distilkit import config, recognisers, teachers, tokenizers
 from distilkit.encoder import Encoder, exact
 from distilkit.errors import DistilkitError
 from distilkit.layer_mix import MixedHubertForCTC
+from distilkit.listeners import hear_stream
 from distilkit.pauses import levels
 from distilkit.students import save
 
@@ -101,9 +102,9 @@ def test_windows_are_those_of_the_stock_pipeline(large_folder: Path, letters: Pa
     recogniser = made(large_folder, letters)
     sound = np.concatenate([voice(9.7, seed) for seed in range(8)])
     blocks = (sound[at : at + 12_345] for at in range(0, len(sound), 12_345))
-    pieces = list(recognisers.hear_stream(recogniser, blocks, "cpu"))
+    pieces = list(hear_stream(recogniser, blocks))
     rows_TK = np.concatenate([rows for rows, _ in pieces])
-    levels_T = np.concatenate([part for _, part in pieces])
+    levels_T = np.concatenate([levels(part) for _, part in pieces])
     assert np.allclose(levels_T, levels(sound), atol=1e-3)
     windows, step, keep = 480_000, 320_000, 1250
     expected = []
@@ -129,7 +130,7 @@ def test_no_frame_is_lost_or_doubled_at_the_edges(
     )
     recogniser = made(tmp_path / "small", letters)
     sound = voice(seconds, 1)
-    pieces = list(recognisers.hear_stream(recogniser, iter([sound]), "cpu"))
+    pieces = list(hear_stream(recogniser, [sound]))
     assert sum(len(rows) for rows, _ in pieces) == (len(sound) - 400) // 320 + 1
 
 

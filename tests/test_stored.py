@@ -17,10 +17,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from distilkit import assembly, batches, config, data, distill, plan, stored, teachers
-from distilkit.batches import Schedule, in_order
+from distilkit.batches import Schedule
 from distilkit.distill import keeping
 from distilkit.encoder import Encoder, exact
 from distilkit.errors import DistilkitError
+from distilkit.listeners import in_order
 from distilkit.runs import Run
 from distilkit.stored import Kept, Store, fill, pack, unpack
 from distilkit.targets import LiveTargets

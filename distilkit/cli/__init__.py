@@ -17,6 +17,7 @@ from distilkit.cli import (
     doctor,
     embed,
     evaluate,
+    export,
     finetune_ctc,
     inspect,
     layers,
@@ -69,6 +70,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("lm")(lm.lm)
 app.command("probe")(probe.probe)
 app.command("bench")(bench.bench)
+app.command("export")(export.export)
 app.command("convert")(convert.convert)
 app.command("inspect")(inspect.inspect)
 app.command("demo")(demo.demo)

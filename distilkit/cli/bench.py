@@ -53,13 +53,14 @@ def bench(
         locate(name)  # before the imports that take seconds
 
     from distilkit import bench as measuring
-    from distilkit import plan, teachers
+    from distilkit import models as opening
+    from distilkit import plan
     from distilkit.config import Train
 
     where, why = plan.device(Train())
     if precision == "fp16" and where == "cpu":
         raise DistilkitError("`--precision fp16` on a CPU, which has none", "--precision fp32")
-    loaded = {name: teachers.load(name)[0] for name in names}
+    loaded = {name: opening.encoder(name).listener for name in names}
     lengths, counts = seconds or [1.0, 5.0, 15.0, 60.0], batch or [1, 8]
     sizes = [measuring.size(name, encoder) for name, encoder in loaded.items()]
     console.say(f"{where} ({why}), {precision}, {rounds} rounds")
@@ -99,15 +100,15 @@ def _show(sizes: "list[Size]", rows: "list[Row]") -> None:
     console.show(
         console.table(
             "size",
-            ("model", "parameters", "", "MB in fp32", "multiply-adds a second", ""),
+            ("model", "parameters", "", "MB", "multiply-adds a second", ""),
             [
                 (
                     size.model,
                     f"{size.parameters / 1e6:.2f} M",
                     f"{size.parameters / first.parameters:.0%}",
                     f"{size.megabytes:.1f}",
-                    f"{size.macs / 1e9:.3f} G",
-                    f"{size.macs / first.macs:.0%}",
+                    f"{size.macs / 1e9:.3f} G" if size.macs else "",
+                    f"{size.macs / first.macs:.0%}" if size.macs and first.macs else "",
                 )
                 for size in sizes
             ],

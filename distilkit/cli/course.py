@@ -49,8 +49,8 @@ def memory_gib(text: str) -> float:
 
 def show_plan(job: Job, measured: "Measured", disk: int, json: bool) -> None:
     """Print what would happen."""
+    from distilkit.audio import clock
     from distilkit.cli import console
-    from distilkit.plan import clock
 
     left = job.plan.steps - job.run.done
     hours = (measured.seconds_per_step * left + measured.target_seconds) / 3600
@@ -181,8 +181,9 @@ class Watch:
 
     def __call__(self, step: "Step") -> None:
         """Show a step."""
+        from distilkit.audio import clock
         from distilkit.cli import console
-        from distilkit.plan import clock, peak_gib
+        from distilkit.plan import peak_gib
 
         steps, self._done, self.number = self._plan.steps, self._done + 1, step.number
         self._seconds += step.seconds

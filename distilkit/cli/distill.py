@@ -89,8 +89,8 @@ def distill(
 
 
 def _train(job: "Job", json: bool) -> None:
+    from distilkit.audio import clock
     from distilkit.cli import console
-    from distilkit.plan import clock
 
     seconds = follow(job)
     made = job.run.folder / "student"
@@ -116,8 +116,8 @@ def follow(job: "Job") -> float:
 
 def announce(job: "Job") -> None:
     """Show what is going to happen."""
+    from distilkit.audio import clock
     from distilkit.cli import console
-    from distilkit.plan import clock
     from distilkit.report import noise_text, objective_text
 
     facts, teacher, student = job.facts, job.facts["teacher"], job.facts["student"]

@@ -1,9 +1,14 @@
 """`distilkit embed`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from distilkit.cli import options
+
+if TYPE_CHECKING:
+    from distilkit.listeners import Encodes
 
 # The same sets as in distilkit.config, whose import would cost `--help` its speed.
 Pool = Literal["none", "mean"]
@@ -11,7 +16,10 @@ EmbeddingFormat = Literal["npy", "npz", "safetensors", "parquet"]
 
 
 def embed(
-    inputs: Annotated[list[str], typer.Argument(help="Audio files, folders, lhotse manifests.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(help="Audio files, folders, lhotse manifests; `-`: standard input."),
+    ],
     model: Annotated[
         str | None,
         typer.Option(
@@ -26,14 +34,15 @@ def embed(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="File or folder; NAME.npy here for one file, `embeddings` for more.",
+            help="File or folder; NAME.npy here for one file, `embeddings` for more. Of `-` a file, or `-`.",
             show_default=False,
         ),
     ] = None,
     format: Annotated[
         EmbeddingFormat, typer.Option(help="`npy`: an array a file; the others: one file with ids.")
     ] = "npy",
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    rate: options.Rate = 16_000,
+    json: options.Json = False,
 ) -> None:
     """Turn recordings into vectors that do not depend on batch mates.
 
@@ -42,28 +51,35 @@ def embed(
     from dataclasses import asdict
 
     from distilkit.cli import console
+    from distilkit.errors import DistilkitError
     from distilkit.hub import default_model, locate
 
     name = model or default_model()
     console.say(f"model: {name}" + ("" if model else " (no --model given)"))
     locate(name)  # before the imports that take seconds
+    streams = options.streamed(inputs)
+    if streams and format != "npy":
+        raise DistilkitError(f"`--format {format}` of standard input", "--format npy")
 
     from distilkit import embed as embedding
-    from distilkit import plan, teachers
-    from distilkit.config import Train
+    from distilkit import models
+    from distilkit.audio import clock
 
-    encoder, checkpoint = teachers.load(name)
-    for note in checkpoint.notes:
+    opened = models.encoder(name)
+    for note in opened.notes:
         console.say(f"model: {note}")
+    if streams:
+        _live(opened.listener.to(opened.device), layer, pool, out, rate, name, json)
+        return
     embedded, skipped, target = embedding.embed(
         inputs,
-        encoder,
+        opened.listener,
         layer=layer,
         pool=pool,
         out=out,
         format=format,
-        name=str(Path(checkpoint.source).resolve()),
-        device=plan.device(Train())[0],
+        name=str(Path(opened.source).resolve()),
+        device=opened.device,
         track=console.track,
     )
     failed = [item for item in skipped if item.kind == "unusable"]
@@ -85,6 +101,34 @@ def embed(
         console.result(f"{target}\t{only.shape}\t{only.seconds:.2f} s\t{name}")
     else:
         seconds = sum(item.seconds for item in embedded)
-        console.result(f"{target}\t{len(embedded)} files\t{plan.clock(seconds)}\t{name}")
+        console.result(f"{target}\t{len(embedded)} files\t{clock(seconds)}\t{name}")
     if failed:
         raise typer.Exit(1)
+
+
+def _live(
+    listener: "Encodes", layer: str, pool: Pool, out: Path | None, rate: int, name: str, json: bool
+) -> None:
+    """Embed standard input: into a file when it has ended, or frame by frame to standard output."""
+    import sys
+
+    from distilkit.audio import live
+    from distilkit.cli import console
+    from distilkit.embed import live as embed_live
+    from distilkit.embed import save_live
+    from distilkit.errors import DistilkitError
+
+    pieces = embed_live(live(sys.stdin.buffer, rate), listener, layer)
+    if str(out) == "-":
+        if layer == "all" or pool != "none" or json:
+            raise DistilkitError("`--out -` is for the frames of one layer", "--out live.npy")
+        for piece_LTD in pieces:
+            sys.stdout.buffer.write(piece_LTD[0].astype("<f4").tobytes())
+            sys.stdout.buffer.flush()
+        return
+    target = out or Path("live.npy")
+    shape = save_live(pieces, target, layer, pool)
+    if json:
+        console.document({"model": name, "output": str(target), "shape": list(shape)})
+    else:
+        console.result(f"{target}\t{shape}\t{name}")

@@ -53,22 +53,21 @@ def evaluate(
         make_parent(out)  # before everything is listened to
 
     from distilkit import evaluate as judging
-    from distilkit import plan, recognisers
-    from distilkit.config import Train
+    from distilkit import models
 
     search = searching(lm, beam, lm_weight, word_bonus)
     found: list[judging.Evaluation] = []
     for each in [name, *([against] if against else [])]:
-        recogniser = recognisers.load(each)
-        for note in recogniser.notes:
+        opened = models.recogniser(each)
+        for note in opened.notes:
             console.say(f"{each}: {note}")
-        check_form(lm, search, each, recogniser)
+        check_form(lm, search, each, opened.listener)
         judged = judging.evaluate(
             data,
-            recogniser,
+            opened.listener,
             search=search,
             text_column=text_column,
-            device=plan.device(Train())[0],
+            device=opened.device,
             track=console.track,
         )
         if judged.unknown:
@@ -119,8 +118,8 @@ def _show_other(first: "Evaluation", name: str, other: "Evaluation") -> None:
 
 
 def _show(name: str, found: "Evaluation") -> None:
+    from distilkit.audio import clock
     from distilkit.cli import console
-    from distilkit.plan import clock
     from distilkit.rates import aligned
 
     rows = []

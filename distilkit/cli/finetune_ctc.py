@@ -143,8 +143,8 @@ def _given(data: str, tokenizer: Path | None, model: str | None) -> str:
 
 def _train(job: "Job", json: bool) -> None:
     from distilkit import ctc
+    from distilkit.audio import clock
     from distilkit.cli import console, course
-    from distilkit.plan import clock
 
     seconds = course.follow(
         lambda stop: ctc.train(job, stop), job, ctc.disk_bytes(job), "finetune-ctc"
@@ -178,8 +178,8 @@ def _train(job: "Job", json: bool) -> None:
 
 
 def _announce(job: "Job") -> None:
+    from distilkit.audio import clock
     from distilkit.cli import console
-    from distilkit.plan import clock
     from distilkit.report import text_text, training_text
 
     facts = job.facts

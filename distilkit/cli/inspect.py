@@ -29,6 +29,7 @@ def inspect(
         _run(path)
         or _transcribed(path, text_column)
         or _audio(path)
+        or _exported(path)
         or _recogniser(path)
         or _model(path)
     )
@@ -94,6 +95,32 @@ def _run(name: str) -> dict[str, Any] | None:
             f"step {row['step']}": round(row["valid"]["loss"], 4) for row in valid[:1] + valid[-1:]
         },
         "versions": facts["versions"],
+    }
+
+
+def _exported(name: str) -> dict[str, Any] | None:
+    from distilkit import exported
+    from distilkit.hub import is_exported
+
+    path = Path(name)
+    if not is_exported(path):
+        return None
+    facts = exported.read(path)
+    whole = (path / exported.MODEL).is_file() and exported.digest(path / exported.MODEL)
+    return {
+        "is": f"an exported {facts['kind']}",
+        "made of": facts["source"]["name"],
+        "made by": facts["made_by"],
+        "weights": facts["precision"],
+        "megabytes": round(facts["bytes"] / 1e6, 1),
+        "parameters": f"{facts['parameters'] / 1e6:.2f} M",
+        "layers": facts["layers"],
+        "width": facts["width"],
+        "file": "as it was exported"
+        if whole == facts["sha256"]
+        else "damaged, or another one in its place",
+        "milliseconds for 10 s": facts.get("milliseconds", {}),
+        "on": facts.get("processor", ""),
     }
 
 

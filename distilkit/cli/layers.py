@@ -52,6 +52,7 @@ def layers(
 
     from distilkit import layers as comparing
     from distilkit import plan, teachers
+    from distilkit.audio import clock
     from distilkit.config import Train
 
     if out is not None:
@@ -100,9 +101,7 @@ def layers(
             }
         )
     else:
-        measured = (
-            f"{plan.clock(result.seconds)} of audio, {result.used:,} of {result.files:,} files"
-        )
+        measured = f"{clock(result.seconds)} of audio, {result.used:,} of {result.files:,} files"
         _show(result, model, against, measured)
         if default:
             _recommend(choices, default)

@@ -74,3 +74,30 @@ Seed = Annotated[
     int | None, typer.Option(min=0, help="Seed of everything random.", show_default=False)
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Rate = Annotated[
+    int,
+    typer.Option(
+        min=1000,
+        help="Hz, of `-`: 16-bit mono samples; what begins with a WAV header says it itself.",
+    ),
+]
+
+
+def streamed(inputs: list[str]) -> bool:
+    """Whether standard input is asked for, and brings something.
+
+    Raises:
+        DistilkitError: it is asked for beside files, or is a terminal.
+    """
+    import sys
+
+    from distilkit.audio import PIPE
+    from distilkit.errors import DistilkitError
+
+    if "-" not in inputs:
+        return False
+    if len(inputs) > 1:
+        raise DistilkitError("`-` beside other inputs", "standard input alone: -")
+    if sys.stdin is None or sys.stdin.isatty():
+        raise DistilkitError("`-` reads standard input, and nothing is piped into it", PIPE)
+    return True

@@ -160,24 +160,29 @@ def _say(problems: "Mapping[str, Problem]", left: "Mapping[str, str]") -> None:
 
 def _systems(names: "Sequence[str]", floors: bool) -> "tuple[list[System], str]":
     """The models, and beside them what any of them must beat."""
-    from distilkit import plan, teachers
+    from distilkit import models
     from distilkit.cli import console
-    from distilkit.config import Train
+    from distilkit.encoder import Encoder
+    from distilkit.exported import Exported
     from distilkit.probes import features
 
-    device = plan.device(Train())[0]
-    encoders = []
+    device, found, encoders = "cpu", [], []
     for name in names:
-        encoder, checkpoint = teachers.load(name)
-        for note in checkpoint.notes:
+        opened = models.encoder(name)
+        for note in opened.notes:
             console.say(f"{name}: {note}")
-        encoders.append(encoder)
-    found = [
-        features.model(name, encoder, device, "fp32")
-        for name, encoder in zip(names, encoders, strict=True)
-    ]
+        if isinstance(opened.listener, Exported):
+            found.append(features.exported(name, opened.listener))
+        elif isinstance(opened.listener, Encoder):
+            device = opened.device
+            found.append(features.model(name, opened.listener, device, "fp32"))
+            encoders.append(opened.listener)
     if floors:
-        found += [features.log_mel(), features.random(encoders[0], device, "fp32")]
+        found.append(features.log_mel())
+        if encoders:
+            found.append(features.random(encoders[0], device, "fp32"))
+        else:
+            console.say("random weights are left out: an exported model has none to draw again")
     return found, device
 
 

@@ -8,15 +8,22 @@ import typer
 from distilkit.cli import options
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from distilkit.audio import Samples
     from distilkit.decode import Search
-    from distilkit.recognisers import Recogniser
+    from distilkit.listeners import Hears
+    from distilkit.models import Opened
 
 # The same set as in distilkit.config, whose import would cost `--help` its speed.
 TranscriptFormat = Literal["txt", "json", "srt", "vtt"]
 
 
 def transcribe(
-    inputs: Annotated[list[str], typer.Argument(help="Audio files, folders, lhotse manifests.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(help="Audio files, folders, lhotse manifests; `-`: standard input."),
+    ],
     model: options.Recogniser = None,
     lm: options.LanguageModel = None,
     beam: options.Beam = None,
@@ -33,6 +40,15 @@ def transcribe(
         Path | None,
         typer.Option(help="File or folder to write in place of printing.", show_default=False),
     ] = None,
+    rate: options.Rate = 16_000,
+    delay: Annotated[
+        float | None,
+        typer.Option(
+            min=4.0,
+            help="Seconds from a word in `-` to its text, computing left out: 60, as for a file.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Write down what is said in recordings.
 
@@ -47,29 +63,32 @@ def transcribe(
     name = model or default_recogniser()
     console.say(f"model: {name}" + ("" if model else " (no --model given)"))
     locate(name)  # before the imports that take seconds
+    streams = options.streamed(inputs)
+    if delay is not None and not streams:
+        raise DistilkitError(f"`--delay {delay:g}` of files, which are there whole", "leave it out")
 
-    from distilkit import plan, recognisers
     from distilkit import transcribe as writing
     from distilkit.captions import FORMATS
-    from distilkit.config import Train
     from distilkit.data import Skipped, find
 
+    if streams:
+        search = searching(lm, beam, lm_weight, word_bonus)
+        opened = _open(name, lm, search)
+        _live(opened, search, timestamps, format, out, rate, delay)
+        return
     found = list(find(inputs))
     several = sum(item.audio for item in found) > 1 or Path(inputs[0]).is_dir()
     if several and out is None and format in writing.TIMED:
         raise DistilkitError(f"`--format {format}` of several files needs a folder", "--out FOLDER")
     place = writing.targets(out, format, several) if out else None
     search = searching(lm, beam, lm_weight, word_bonus)
-    recogniser = recognisers.load(name)
-    for note in recogniser.notes:
-        console.say(f"model: {note}")
-    check_form(lm, search, name, recogniser)
+    opened = _open(name, lm, search)
     results = writing.transcribe(
         inputs,
-        recogniser,
+        opened.listener,
         search=search,
         timed=timestamps or format in writing.TIMED,
-        device=plan.device(Train())[0],
+        device=opened.device,
     )
     failed = others = done = 0
     for item in console.track(results, description="transcribing", total=len(found)):
@@ -94,6 +113,74 @@ def transcribe(
         raise typer.Exit(1)
 
 
+def _open(name: str, lm: Path | None, search: "Search | None") -> "Opened[Hears]":
+    """The recogniser, once what there is to say about it has been said."""
+    from distilkit import models
+    from distilkit.cli import console
+
+    opened = models.recogniser(name)
+    for note in opened.notes:
+        console.say(f"model: {note}")
+    check_form(lm, search, name, opened.listener)
+    return opened
+
+
+def _live(
+    opened: "Opened[Hears]",
+    search: "Search | None",
+    timed: bool,
+    format: TranscriptFormat,
+    out: Path | None,
+    rate: int,
+    delay: float | None,
+) -> None:
+    """Write down standard input as it goes on; an interrupt ends it, and what was heard is written."""
+    import json
+    import sys
+    from dataclasses import asdict
+
+    from distilkit import transcribe as writing
+    from distilkit.audio import live
+    from distilkit.cli import Interrupted
+    from distilkit.errors import DistilkitError
+
+    if out is not None:
+        raise DistilkitError(f"`--out {out}` of standard input", f"> {out}")
+    if format in writing.TIMED:
+        raise DistilkitError(f"`--format {format}` of standard input", "--format json --timestamps")
+    ended = False
+
+    def blocks() -> "Iterator[Samples]":
+        nonlocal ended
+        try:
+            yield from live(sys.stdin.buffer, rate)
+        except Interrupted:
+            ended = True
+
+    passages = writing.live(
+        blocks(),
+        opened.listener,
+        search=search,
+        timed=timed,
+        delay=delay or writing.DELAY,
+        device=opened.device,
+    )
+    for passage in passages:
+        if format == "txt":
+            print(passage.text, end="", flush=True)
+        elif passage.text.strip():
+            row = {"start": passage.start, "end": passage.end, "text": passage.text.strip()}
+            words = [asdict(word) for word in passage.words or []]
+            print(
+                json.dumps(row | ({"words": words} if timed else {}), ensure_ascii=False),
+                flush=True,
+            )
+    if format == "txt":
+        print(flush=True)
+    if ended:
+        raise Interrupted
+
+
 def searching(
     lm: Path | None, beam: int | None, weight: float | None, bonus: float | None
 ) -> "Search | None":
@@ -114,9 +201,7 @@ def searching(
     return Search(model=ngram.read(lm), **given)  # type: ignore[arg-type]
 
 
-def check_form(
-    lm: Path | None, search: "Search | None", name: str, recogniser: "Recogniser"
-) -> None:
+def check_form(lm: Path | None, search: "Search | None", name: str, recogniser: "Hears") -> None:
     """Warn where a language model is in another form of text than the recogniser writes."""
     from distilkit.cli import console
     from distilkit.hub import locate

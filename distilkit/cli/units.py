@@ -54,6 +54,7 @@ def units(
 
     from distilkit import plan, teachers
     from distilkit import units as hidden
+    from distilkit.audio import clock
     from distilkit.config import Train
 
     encoder = None
@@ -95,12 +96,8 @@ def units(
         )
     else:
         rows = [
-            ("units of", source, f"{plan.clock(made.seconds)} in {made.windows} windows"),
-            (
-                "units",
-                str(count),
-                f"{made.used} occur, worth {made.perplexity:.0f} equally likely ones",
-            ),
+            ("units of", source, f"{clock(made.seconds)} in {made.windows} windows"),
+            ("units", str(count), f"{made.used} occur, worth {made.perplexity:.0f} as likely"),
             ("a unit lasts", f"{made.run_frames * 20:.0f} ms", "on average"),
         ]
         console.show(console.table("distilkit units", ("what", "value", "which"), rows))

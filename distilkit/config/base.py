@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Auto = Literal["auto"]
 Precision = Literal["fp32", "bf16", "fp16"]
+ExportPrecision = Literal["fp32", "fp16", "int8"]
 Device = Literal["cpu", "cuda", "mps"]
 EmbeddingFormat = Literal["npy", "npz", "safetensors", "parquet"]
 Pool = Literal["none", "mean"]

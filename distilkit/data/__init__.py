@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from lhotse import AudioSource, CutSet, MonoCut, Recording
 
 from distilkit import config
 from distilkit.audio import SAMPLE_RATE
@@ -17,6 +17,9 @@ from distilkit.data.common import MAX_UNUSABLE, Tracker, untracked
 from distilkit.data.find import Found, find, shown
 from distilkit.data.scan import Clip, Skipped, cache_folder, scan, silent_parts
 from distilkit.errors import DistilkitError
+
+if TYPE_CHECKING:
+    from lhotse import MonoCut
 
 __all__ = [
     "MAX_UNUSABLE",
@@ -44,8 +47,8 @@ __all__ = [
 class Collection:
     """What a set of inputs holds, split by recording."""
 
-    train: list[MonoCut]
-    valid: list[MonoCut]
+    train: "list[MonoCut]"
+    valid: "list[MonoCut]"
     skipped: list[Skipped]
     recordings: int
     formats: dict[str, int]  # suffix to number of usable files
@@ -178,8 +181,10 @@ def split(clips: Sequence[Clip], settings: config.Data, seed: int) -> tuple[list
     return train, [clip for index, clip in enumerate(clips) if index in valid]
 
 
-def cuts(clip: Clip) -> list[MonoCut]:
+def cuts(clip: Clip) -> "list[MonoCut]":
     """The windows of a clip as lhotse cuts."""
+    from lhotse import AudioSource, MonoCut, Recording
+
     recording = Recording(
         id=clip.id,
         sources=[AudioSource(type="file", channels=[0], source=str(clip.path.absolute()))],
@@ -200,7 +205,7 @@ def cuts(clip: Clip) -> list[MonoCut]:
     ]
 
 
-def some(windows: Sequence[MonoCut], seconds: float, seed: int) -> list[MonoCut]:
+def some(windows: "Sequence[MonoCut]", seconds: float, seed: int) -> "list[MonoCut]":
     """Windows drawn at random until they last `seconds`; at least one."""
     chosen: list[MonoCut] = []
     lasting = 0.0
@@ -223,12 +228,14 @@ def dump_windows(collection: Collection) -> bytes:
     return gzip.compress("".join(rows).encode(), mtime=0)
 
 
-def load_windows(path: Path) -> tuple[list[MonoCut], list[MonoCut]]:
+def load_windows(path: Path) -> "tuple[list[MonoCut], list[MonoCut]]":
     """Training and validation windows from a manifest that `dump_windows` made.
 
     Raises:
         DistilkitError: the manifest or one of the audio files in it is gone.
     """
+    from lhotse import CutSet
+
     try:
         windows = list(CutSet.from_file(path))
     except (OSError, ValueError, EOFError) as error:

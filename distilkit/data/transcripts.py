@@ -8,9 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
+from typing import TYPE_CHECKING, Any
 
 from distilkit import config
 from distilkit.audio import FRAME_SAMPLES, SAMPLE_RATE
@@ -21,6 +19,9 @@ from distilkit.data.scan import Clip, Skipped, cache_folder, scan
 from distilkit.data.sources import NO_AUDIO, NO_TEXT, Source, Utterance, source
 from distilkit.data.tables import TABLES, column, json_lines, lines_of, plain, table, text_column
 from distilkit.errors import DistilkitError
+
+if TYPE_CHECKING:
+    from lhotse import MonoCut
 
 __all__ = ["LAYOUTS", "Facts", "Transcripts", "Utterance", "facts", "read", "survey", "texts"]
 
@@ -43,7 +44,7 @@ SCANNED = config.Data(min_seconds=FRAME_SAMPLES / SAMPLE_RATE, window_seconds=5.
 class Transcripts:
     """What a set of inputs holds: utterances with text, and what is left out."""
 
-    cuts: list[MonoCut]  # whole utterances with one supervision each
+    cuts: "list[MonoCut]"  # whole utterances with one supervision each
     skipped: list[Skipped]
     layouts: tuple[str, ...]  # what was detected, one for each input
 
@@ -298,7 +299,7 @@ def _unique(id: str, taken: Counter[str]) -> str:
 
 def _cuts(
     pairs: Iterable[tuple[Utterance, Clip | Skipped]], settings: config.Transcribed, labels: bool
-) -> tuple[list[MonoCut], list[Skipped]]:
+) -> "tuple[list[MonoCut], list[Skipped]]":
     """Cuts of the utterances whose audio is sound and of a length that can be used.
 
     Files with the same sound share one recording, so that a split never parts them.
@@ -370,7 +371,9 @@ def _problem(
 
 def _cut(
     item: Utterance, id: str, own: Clip, clip: Clip, first: int, samples: int, labels: bool
-) -> MonoCut:
+) -> "MonoCut":
+    from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
+
     more: dict[str, Any] = {}
     if labels:
         said = {"transcription": item.text, "speaker": item.speaker, "language": item.language}
@@ -404,7 +407,7 @@ def _cut(
 
 
 def _check(
-    inputs: Sequence[str | Path], cuts: Sequence[MonoCut], skipped: Sequence[Skipped]
+    inputs: Sequence[str | Path], cuts: "Sequence[MonoCut]", skipped: Sequence[Skipped]
 ) -> None:
     """Refuse a collection without transcripts, or most of whose transcripts are of no use."""
     unusable = [item for item in skipped if item.kind not in LESS]
@@ -433,7 +436,7 @@ def _check(
 
 
 def facts(
-    cuts: Sequence[MonoCut], skipped: Iterable[Skipped], form: Callable[[str], str] = str
+    cuts: "Sequence[MonoCut]", skipped: Iterable[Skipped], form: Callable[[str], str] = str
 ) -> Facts:
     """Utterances in numbers: how much, by whom, in which words and characters.
 

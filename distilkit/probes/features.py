@@ -21,6 +21,8 @@ from distilkit import config, stored
 from distilkit.audio import FRAME_RATE, FRAME_SAMPLES, HOP_SAMPLES, SAMPLE_RATE
 from distilkit.encoder import Encoder, exact, fingerprint
 from distilkit.errors import DistilkitError
+from distilkit.exported import Exported
+from distilkit.listeners import Encodes
 from distilkit.targets import LiveTargets, Targets
 
 MELS = 80
@@ -50,6 +52,26 @@ def model(name: str, encoder: Encoder, device: str, arithmetic: config.Precision
     kept = _kept(fingerprint(encoder.model), encoder, layers, arithmetic)
     encoder.model.eval()
     return System(name=name, targets=LiveTargets(encoder, layers, device, arithmetic), kept=kept)
+
+
+def exported(name: str, listener: Exported) -> System:
+    """All hidden states of an exported model."""
+    layers = range(listener.depth + 1)
+
+    def targets(wave_BS: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+        waves = wave_BS.cpu().numpy()
+        found = listener.states(
+            [wave_S[:n] for wave_S, n in zip(waves, lengths, strict=True)], layers
+        )
+        return [
+            pad_sequence(
+                [torch.from_numpy(clip_LTD[layer]) for clip_LTD in found], batch_first=True
+            )
+            for layer in layers
+        ]
+
+    kept = _kept(f"{listener.digest} {listener.runtime}", listener, layers, "fp32")
+    return System(name=name, targets=targets, kept=kept)
 
 
 def random(encoder: Encoder, device: str, arithmetic: config.Precision) -> System:
@@ -93,7 +115,7 @@ def _log_mel(wave_BS: Tensor, lengths: Sequence[int]) -> list[Tensor]:
 
 
 def _kept(
-    model: str, encoder: Encoder, layers: Sequence[int], arithmetic: config.Precision
+    model: str, encoder: Encodes, layers: Sequence[int], arithmetic: config.Precision
 ) -> stored.Kept:
     return stored.Kept(
         model=model,

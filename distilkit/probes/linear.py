@@ -14,8 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torchaudio.compliance.kaldi import fbank
 
 from distilkit.audio import Samples, frames
-from distilkit.batches import in_order
 from distilkit.encoder import Encoder, encode
+from distilkit.listeners import in_order
 
 BATCH_SECONDS = 30.0  # audio in memory at once, padding counted
 MELS = 80

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from distilkit.audio import FRAME_SAMPLES, HOP_SAMPLES
 from distilkit.encoder import Encoder
 from distilkit.errors import DistilkitError
-from distilkit.hub import DEFAULT_TEACHER, WEIGHTS, locate, split
+from distilkit.hub import DEFAULT_TEACHER, WEIGHTS, is_exported, locate, split
 from distilkit.teachers import fairseq, huggingface, lighthubert, s3prl, torchaudio
 from distilkit.teachers.checkpoint import Checkpoint, Source
 
@@ -60,6 +60,11 @@ def load(name: str) -> tuple[Encoder, Checkpoint]:
 
 def _unknown(name: str, source: Source) -> DistilkitError:
     path = source.path
+    if is_exported(path):
+        return DistilkitError(
+            f"`{name}` is an exported model, which can be run, but not trained or taken apart",
+            "give the model that it was made of: distilkit inspect " + name,
+        )
     inside = sorted(item.name for item in path.iterdir()) if path.is_dir() else [*source.content]
     hint = "give a Hugging Face folder, a checkpoint of one of these formats, or a hub id"
     if path.name in WEIGHTS and (path.parent / "config.json").is_file():

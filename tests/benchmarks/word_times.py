@@ -17,6 +17,7 @@ from record import record
 from distilkit import recognisers
 from distilkit.audio import SAMPLE_RATE, load
 from distilkit.decode import words
+from distilkit.listeners import hear_stream
 from distilkit.pauses import bounded, levels, stretches
 
 SILENCE = (
@@ -64,7 +65,7 @@ def main() -> None:
         sound = np.concatenate(parts)
         if asked.noise is not None:
             sound += 10 ** (asked.noise / 20) * rng.standard_normal(len(sound)).astype(np.float32)
-        pieces = list(recognisers.hear_stream(recogniser, iter([sound]), "cpu"))
+        pieces = list(hear_stream(recogniser, [sound]))
         rows_TK = np.concatenate([piece for piece, _ in pieces])
         aligned = words(rows_TK, tokenizer.encode(" ".join(text for text, *_ in said)), tokenizer)
         both = {"alignment": aligned, "with pauses": bounded(aligned, stretches(levels(sound)))}

@@ -1,0 +1,77 @@
+"""The README of an exported folder."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from distilkit.export.verify import ROUNDS, TIMED_SECONDS, Checked
+
+SCRIPT = "run.py"  # what runs the folder on a device
+
+
+def card(facts: dict[str, Any], checks: Sequence[Checked]) -> str:
+    """The README of an exported folder, in Markdown.
+
+    Args:
+        facts: what export.json says.
+        checks: what was found, with each runtime.
+    """
+    recognises, first = facts["kind"] == "recogniser", checks[0]
+    stored = "fp32" if facts["precision"] == "fp32" else f"weights stored in {facts['precision']}"
+    gives = "logarithms of the tokens' probabilities (`logprobs`) and " if recognises else ""
+    return "\n".join(
+        [
+            f"# {facts['source']['name']}, exported",
+            "",
+            f"A {facts['parameters'] / 1e6:.2f} M {facts['kind']} ({facts['family']}) as ONNX, {stored}, "
+            f"{facts['bytes'] / 1e6:.1f} MB. Made by {facts['made_by']}.",
+            "",
+            "```",
+            "pip install onnxruntime soundfile numpy",
+            f"python {SCRIPT} file.wav",
+            "```",
+            "",
+            f"It hears mono audio of {facts['sample_rate']} samples a second as it was recorded (`wave`, "
+            f"float32, clips of a batch of one length) and gives {gives}`layer_0` to "
+            f"`layer_{facts['layers']}`, {facts['frame_rate']} vectors of {facts['width']} numbers a second.",
+            "",
+            "## What was measured",
+            "",
+            f"Beside the model in PyTorch, fp32, on {first.clips} clips of {first.shortest:g} to "
+            f"{first.longest:g} s, {first.seconds:.0f} s in all; time for a clip of {TIMED_SECONDS:g} s, "
+            f"median of {ROUNDS} in turn, on `{facts['processor']}`.",
+            "",
+            "| runtime | layer | least cosine | largest error | time | PyTorch |",
+            "|---|---|---|---|---|---|",
+            *(_row(check, place) for check in checks for place in range(len(check.layers))),
+            *(line for check in checks for line in _words(check)),
+            "",
+            "## Licence",
+            "",
+            "That of the model it was made of; distilkit adds no terms of its own.",
+            "",
+        ]
+    )
+
+
+def _row(check: Checked, place: int) -> str:
+    near, last = check.layers[place], place == len(check.layers) - 1
+    times = (check.milliseconds, check.model_milliseconds)
+    cells = [
+        check.runtime,
+        str(near.layer),
+        f"{near.cosine:.6f}",
+        f"{near.error:.1e}",
+        *(f"{spent:.0f} ms" if last else "" for spent in times),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _words(check: Checked) -> list[str]:
+    if check.wer is not None:
+        model, made = check.wer
+        said = f"Words wrong with {check.runtime}: {made:.2%}, the model {model:.2%}"
+    elif check.apart is not None:
+        said = f"Words otherwise than the model's with {check.runtime}: {check.apart:.2%}"
+    else:
+        return []
+    return ["", f"{said}, of {check.words}."]

@@ -1,0 +1,316 @@
+"""Exported models: a folder with `model.onnx`, checked and run without torch.
+
+Letters in names: B clips in a batch, S samples, T frames, L layers, D width, K tokens.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from distilkit import config
+from distilkit.audio import Samples
+from distilkit.errors import DistilkitError
+from distilkit.hub import EXPORTED
+from distilkit.listeners import Frames, LogProbs
+from distilkit.tokenizers import DELIMITER, SPACE, Tokenizer
+
+MODEL = "model.onnx"
+FORMAT = 1
+LOGPROBS = "logprobs"  # a recogniser's output; those of layers are `layer_0` and so on
+WAVE = "wave"  # the input, (B, S)
+INSTALL = "pip install 'distilkit[export]'"
+CHOICE = "DISTILKIT_RUNTIME"  # an environment variable that names one of RUNTIMES
+
+FLAGS = (
+    "avx2",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_bf16",
+    "bf16",
+)  # of processors, that speed depends on
+
+Waves = npt.NDArray[np.float32]  # (B, S)
+Given = npt.NDArray[np.float32]  # (B, T, D) or (B, T, K)
+Run = Callable[[Waves, Sequence[str]], list[Given]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """Something that runs ONNX files on a processor."""
+
+    package: str
+    load: Callable[[Path], Run]
+    low: bool = False  # whether it computes in less than fp32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """An exported model, ready to run: gives hidden states, and text where it is a recogniser."""
+
+    folder: Path
+    facts: dict[str, Any]  # of export.json
+    runtime: str  # key of RUNTIMES
+    run: Run
+
+    @property
+    def depth(self) -> int:
+        """Transformer layers."""
+        return int(self.facts["layers"])
+
+    @property
+    def width(self) -> int:
+        """Size of a frame's vector, D."""
+        return int(self.facts["width"])
+
+    @property
+    def digest(self) -> str:
+        """That of the file."""
+        return str(self.facts["sha256"])
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Of a recogniser's head."""
+        stock = Tokens(self.facts["tokens"], int(self.facts["blank"]))
+        return Tokenizer(stock=stock, text=config.Text.model_validate(self.facts["text"]))
+
+    def to(self, device: str) -> "Exported":
+        """The same: an exported model runs on the processor."""
+        return self
+
+    def states(self, clips: Sequence[Samples], layers: Sequence[int]) -> list[Frames]:
+        """Chosen layers of whole clips, (L, T, D) each, one clip at a time."""
+        names = [f"layer_{layer}" for layer in layers]
+        return [np.concatenate(self.run(_one(clip), names)) for clip in clips]
+
+    def logprobs(self, clips: Sequence[Samples]) -> list[LogProbs]:
+        """Logarithms of the tokens' probabilities, (T, K) for each clip, one clip at a time."""
+        return [self.run(_one(clip), [LOGPROBS])[0][0] for clip in clips]
+
+
+def _one(clip: Samples) -> npt.NDArray[np.float32]:
+    return np.ascontiguousarray(clip, np.float32)[None]
+
+
+class Tokens:
+    """What `Tokenizer` asks of transformers' tokenizers, which would import torch."""
+
+    def __init__(self, names: Sequence[str], blank: int) -> None:
+        self.names, self.pad_token_id = list(names), blank
+        self.all_special_tokens = [
+            name for name in names if name.startswith(("<", "[")) and name.endswith((">", "]"))
+        ]
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.names)
+
+    def convert_ids_to_tokens(self, ids: Iterable[int]) -> list[str]:
+        """Tokens by their ids."""
+        return [self.names[token] for token in ids]
+
+    def decode(self, ids: Sequence[int], group_tokens: bool = True, **_: object) -> str:
+        """Text of tokens; with `group_tokens` those of frames, where repeats are one and blanks none."""
+        kept = [
+            token
+            for place, token in enumerate(ids)
+            if token != self.pad_token_id
+            and not (group_tokens and place and token == ids[place - 1])
+        ]
+        text = "".join(self.names[token] for token in kept)
+        return text.replace(DELIMITER if DELIMITER in self.names else SPACE, " ").strip()
+
+
+# --------------------------------------------------------------------------------------- loading
+
+
+def load(name: str, path: Path, *, recogniser: bool = False, runtime: str = "") -> Exported:
+    """Check an exported model and make it ready.
+
+    Args:
+        name: what the user calls it.
+        path: its folder.
+        recogniser: whether it has to be one.
+        runtime: key of RUNTIMES; empty for the faster one of those that are installed.
+
+    Raises:
+        DistilkitError: no recogniser where one is wanted; a damaged folder, or a model file that is not
+            the one that was exported; no runtime.
+    """
+    facts = read(path)
+    if recogniser and facts["kind"] != "recogniser":
+        raise DistilkitError(
+            f"`{name}` is no recogniser: it is an exported encoder",
+            "distilkit export RECOGNISER --out DIR",
+        )
+    file = path / MODEL
+    if not file.is_file():
+        raise DistilkitError(f"`{path}` has no {MODEL}", _again(facts, path))
+    if digest(file) != facts["sha256"]:
+        raise DistilkitError(
+            f"`{file}` is not the file that was exported: damaged, or another one in its place",
+            _again(facts, path),
+        )
+    chosen = runtime or _chosen(facts)
+    try:
+        run = RUNTIMES[chosen].load(file)
+    except ImportError as error:
+        raise DistilkitError(
+            f"`{name}` is an exported model, and {RUNTIMES[chosen].package} is missing", INSTALL
+        ) from error
+    except DistilkitError:
+        raise
+    except Exception as error:  # the runtimes raise what they like
+        said = str(error).strip().partition("\n")[0]
+        raise DistilkitError(f"{chosen} cannot load `{file}`: {said}", INSTALL) from error
+    return Exported(folder=path, facts=facts, runtime=chosen, run=run)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What an exported folder says of itself.
+
+    Raises:
+        DistilkitError: it says nothing that can be read, or is of a later version.
+    """
+    try:
+        facts: dict[str, Any] = json.loads((path / EXPORTED).read_text(encoding="utf-8"))
+        if facts["format"] > FORMAT:
+            raise DistilkitError(
+                f"`{path}` was exported by a later distilkit, {facts['made_by']}",
+                "pip install --upgrade distilkit",
+            )
+        wanted = {"kind", "precision", "sha256", "bytes", "parameters", "layers", "width", "source"}
+        if facts["kind"] == "recogniser":
+            wanted |= {"tokens", "blank", "text"}
+        if lost := sorted(wanted - facts.keys()):
+            raise ValueError(f"it does not say {', '.join(lost)}")
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DistilkitError(
+            f"`{path / EXPORTED}` is damaged: {error}", "export the model again"
+        ) from error
+    return facts
+
+
+def _again(facts: dict[str, Any], path: Path) -> str:
+    flag = "" if facts["precision"] == "fp32" else f" --{facts['precision']}"
+    return f"distilkit export {facts['source']['name']} --out {path.name}-again{flag}"
+
+
+def digest(file: Path) -> str:
+    """The SHA-256 of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+# -------------------------------------------------------------------------------------- runtimes
+
+
+def installed() -> list[str]:
+    """Keys of RUNTIMES whose packages are there."""
+    return [name for name, runtime in RUNTIMES.items() if find_spec(runtime.package)]
+
+
+def _chosen(facts: dict[str, Any]) -> str:
+    """The runtime that was asked for, else the fastest of those that were verified and are installed.
+
+    Which is fastest is known on the processor that the model was exported on; on others it is the first of
+    RUNTIMES.
+    """
+    if asked := os.environ.get(CHOICE):
+        if asked not in RUNTIMES:
+            raise DistilkitError(
+                f"`{CHOICE}={asked}`: no such runtime",
+                " or ".join(f"{CHOICE}={x}" for x in RUNTIMES),
+            )
+        return asked
+    timed = facts.get("milliseconds", {})
+    there = [name for name in installed() if name in timed]
+    if facts.get("processor") == processor():
+        there.sort(key=timed.__getitem__)
+    return there[0] if there else DEVICE
+
+
+def processor() -> str:
+    """What this machine computes with, as its system says it; what runs fastest differs between them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        import platform
+
+        return platform.processor() or platform.machine()
+    told = dict(line.split(":", 1) for line in lines if ":" in line)
+    said = {key.strip(): value.strip() for key, value in told.items()}
+    flags = said.get("flags", said.get("Features", "")).split()
+    name = said.get("model name", said.get("CPU part", ""))
+    return " ".join([name, *(flag for flag in FLAGS if flag in flags)])
+
+
+def threads() -> int:
+    """As many as `OMP_NUM_THREADS` says; 0 leaves it to the runtime."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdecimal() else 0
+
+
+def bf16_is_fast() -> bool:
+    """Whether OpenVINO is installed and finds bf16 instructions in this processor."""
+    if find_spec("openvino") is None:
+        return False
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def _openvino(file: Path, arithmetic: str = "f32") -> Run:
+    """OpenVINO on the processor."""
+    import openvino
+
+    core = openvino.Core()
+    settings: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": arithmetic,
+        "PERFORMANCE_HINT": "LATENCY",
+        **({"INFERENCE_NUM_THREADS": threads()} if threads() else {}),
+    }
+    compiled = core.compile_model(core.read_model(file), "CPU", settings)
+    places = {output.get_any_name(): place for place, output in enumerate(compiled.outputs)}
+    request = compiled.create_infer_request()
+
+    def run(wave_BS: Waves, names: Sequence[str]) -> list[Given]:
+        request.infer({0: wave_BS})
+        return [np.array(request.get_output_tensor(places[name]).data) for name in names]
+
+    return run
+
+
+def _onnxruntime(file: Path) -> Run:
+    """onnxruntime on the processor."""
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.enable_mem_pattern = False  # clips have many lengths
+    settings.intra_op_num_threads = threads()
+    settings.log_severity_level = 3
+    session = onnxruntime.InferenceSession(file, settings, providers=["CPUExecutionProvider"])
+
+    def run(wave_BS: Waves, names: Sequence[str]) -> list[Given]:
+        given: list[Given] = session.run(list(names), {WAVE: wave_BS})
+        return given
+
+    return run
+
+
+DEVICE = "onnxruntime"  # what the folder's own script runs it with
+RUNTIMES = {
+    "openvino-bf16": Runtime(
+        package="openvino", load=partial(_openvino, arithmetic="bf16"), low=True
+    ),
+    "openvino": Runtime(package="openvino", load=_openvino),
+    DEVICE: Runtime(package="onnxruntime", load=_onnxruntime),
+}  # those that were faster where we measured first

@@ -1,0 +1,553 @@
+"""Exports: the same numbers without torch, verified before they are kept, and refused where they are not."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import soundfile
+import torch
+from conftest import LARGE, make_model, voice
+from test_recognisers import made
+from transformers import Data2VecAudioConfig, Data2VecAudioModel, WavLMConfig, WavLMModel
+
+from distilkit import cli, exported, models, recognisers, teachers, tokenizers
+from distilkit.embed import embed
+from distilkit.encoder import Encoder, exact
+from distilkit.errors import DistilkitError
+from distilkit.export import export, verify, weights
+from distilkit.export.graph import Graph, to_onnx
+from distilkit.students import save
+from distilkit.transcribe import transcribe
+
+CLIPS = [voice(seconds, seed) for seed, seconds in enumerate((0.025, 0.03, 0.5, 3.21, 12.0))]
+RUNTIMES = [name for name, runtime in exported.RUNTIMES.items() if not runtime.low]
+
+
+@pytest.fixture(scope="module")
+def few() -> Iterator[None]:
+    """Verify on few clips: what is verified is tested once."""
+    before = verify.CLIPS, verify.LONGEST, verify.ROUNDS, verify.TIMED_SECONDS
+    verify.CLIPS, verify.LONGEST, verify.ROUNDS, verify.TIMED_SECONDS = 8, 20.0, 1, 1.0  # type: ignore[misc]
+    yield
+    verify.CLIPS, verify.LONGEST, verify.ROUNDS, verify.TIMED_SECONDS = before  # type: ignore[misc]
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory, letters: Path) -> Path:
+    """An encoder of base's form, one of large's, and recognisers on them."""
+    folder = tmp_path_factory.mktemp("sources")
+    save(
+        Encoder(model=exact(make_model(num_hidden_layers=2)), normalise=False),
+        folder / "base",
+        "#\n",
+    )
+    save(Encoder(model=exact(make_model(**LARGE)), normalise=True), folder / "large", "#\n")
+    recognisers.save(made(folder / "large", letters), folder / "hears", "#\n")
+    recognisers.save(made(folder / "base", letters, layers="weighted"), folder / "mixed", "#\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exports(few: None, sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All of them exported, and the recogniser in every precision."""
+    folder = tmp_path_factory.mktemp("exports")
+    for name in ("base", "large", "hears", "mixed"):
+        export(str(sources / name), folder / name)
+    kept = dict(verify.TOLERANCES)
+    for precision in ("fp16", "int8"):  # words of a head that knows nothing change easily
+        verify.TOLERANCES[precision] = replace(kept[precision], wer=1.0)
+        export(str(sources / "hears"), folder / precision, precision=precision)
+    verify.TOLERANCES.update(kept)
+    return folder
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("name", ["base", "large", "mixed"])
+def test_all_layers_are_those_of_the_model(
+    name: str, runtime: str, sources: Path, exports: Path
+) -> None:
+    encoder = recognisers.load(str(sources / name)).encoder if name == "mixed" else None
+    encoder = encoder or teachers.load(str(sources / name))[0]
+    found = exported.load(name, exports / name, runtime=runtime)
+    assert (found.depth, found.width) == (encoder.depth, encoder.width)
+    layers = range(encoder.depth + 1)
+    for clip in CLIPS:
+        (wanted,), (got,) = encoder.states([clip], layers), found.states([clip], layers)
+        assert got.shape == wanted.shape
+        np.testing.assert_allclose(got, wanted, atol=1e-4 * np.abs(wanted).max())
+    (only,) = found.states([CLIPS[3]], [1])
+    np.testing.assert_array_equal(only[0], found.states([CLIPS[3]], layers)[0][1])
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("name", ["hears", "mixed"])
+def test_what_a_recogniser_hears(name: str, runtime: str, sources: Path, exports: Path) -> None:
+    recogniser = recognisers.load(str(sources / name))
+    found = exported.load(name, exports / name, recogniser=True, runtime=runtime)
+    for wanted, got in zip(recogniser.logprobs(CLIPS), found.logprobs(CLIPS), strict=True):
+        assert np.abs(got - wanted).max() < 1e-3
+        assert found.tokenizer.decode(got.argmax(1)) == recogniser.tokenizer.decode(
+            wanted.argmax(1)
+        )
+    assert found.tokenizer.normalise("Sées") == recogniser.tokenizer.normalise("Sées")
+    assert found.tokenizer.unknown("a9") == recogniser.tokenizer.unknown("a9")
+    assert len(found.tokenizer) == len(recogniser.tokenizer)
+
+
+def test_clips_of_one_length_share_a_batch(exports: Path) -> None:
+    found = exported.load("large", exports / "large", runtime="onnxruntime")
+    clips = np.stack([voice(2.0, seed) for seed in range(3)])
+    together = found.run(clips, ["layer_4"])[0]
+    for row, clip in zip(together, clips, strict=True):
+        alone = found.run(clip[None], ["layer_4"])[0][0]
+        assert np.abs(row - alone).max() < 1e-5 * np.abs(alone).max()
+
+
+def families() -> dict[str, torch.nn.Module]:
+    shape: dict[str, object] = {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+        "conv_dim": [16] * 7, "num_conv_pos_embedding_groups": 4,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    return {
+        "wavlm": WavLMModel(WavLMConfig(**shape, num_conv_pos_embeddings=16)),
+        "data2vec": Data2VecAudioModel(Data2VecAudioConfig(**shape, conv_pos_kernel_size=5)),
+        "batch norm": make_model(conv_pos_batch_norm=True, num_hidden_layers=2),
+    }
+
+
+@pytest.mark.parametrize("family", ["wavlm", "data2vec", "batch norm"])
+def test_every_family(family: str, tmp_path: Path, few: None) -> None:
+    encoder = Encoder(model=exact(families()[family].eval()), normalise=family == "data2vec")
+    to_onnx(Graph(encoder, None), tmp_path / "model.onnx", family)
+    run = exported.RUNTIMES["onnxruntime"].load(tmp_path / "model.onnx")
+    for clip in CLIPS:
+        (wanted,) = encoder.states([clip], [0, 1, 2])
+        got = np.concatenate(run(clip[None], ["layer_0", "layer_1", "layer_2"]))
+        np.testing.assert_allclose(got, wanted, atol=1e-4 * np.abs(wanted).max())
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    encoder = Encoder(model=exact(make_model()), normalise=False)
+    before = encoder.digest, encoder.states([CLIPS[3]], [12])[0]
+    Graph(encoder, None)
+    assert encoder.digest == before[0]
+    np.testing.assert_array_equal(encoder.states([CLIPS[3]], [12])[0], before[1])
+
+
+def test_small_weights_are_small_and_near(sources: Path, exports: Path) -> None:
+    recogniser = recognisers.load(str(sources / "hears"))
+    kept = {
+        name: {
+            item.name: item for item in onnx.load(exports / name / "model.onnx").graph.initializer
+        }
+        for name in ("hears", "fp16", "int8")
+    }
+    for name, least, size in (("fp16", 0.999, 2), ("int8", 0.99, 1)):
+        found = exported.load(name, exports / name, runtime="onnxruntime")
+        stored = [item for key, item in kept[name].items() if key.endswith(".stored0")]
+        assert stored
+        for item in stored:
+            assert len(item.raw_data) == size * np.prod(item.dims)
+        large = [i for i in kept[name].values() if i.data_type == 1 and np.prod(i.dims) >= 4096]
+        assert not large
+        for clip in CLIPS:
+            wanted, got = recogniser.encoder.states([clip], [4])[0], found.states([clip], [4])[0]
+            product = (wanted * got).sum(-1)
+            cosine = product / np.linalg.norm(wanted, axis=-1) / np.linalg.norm(got, axis=-1)
+            assert cosine.min() >= least
+            assert np.abs(wanted - got).max() > 1e-5
+
+
+# ------------------------------------------------------------------------------------ without torch
+
+BLOCKED = """
+import sys
+for name in ("torch", "transformers", "torchaudio", "lhotse"):
+    sys.modules[name] = None
+sys.argv = {argv!r}
+{body}
+"""
+
+
+def without_torch(body: str, *argv: object) -> str:
+    code = BLOCKED.format(argv=["x", *map(str, argv)], body=body)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_embed_and_transcribe_need_no_torch(exports: Path, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", CLIPS[3], 16_000, "FLOAT")
+    main = "from distilkit.cli import main; main()"
+    out = tmp_path / "a.npy"
+    without_torch(main, "embed", tmp_path / "a.wav", "--model", exports / "base", "--out", out)
+    found = exported.load("base", exports / "base")
+    np.testing.assert_allclose(np.load(out), found.states([CLIPS[3]], [2])[0][0], atol=1e-4)
+    said = without_torch(main, "transcribe", tmp_path / "a.wav", "--model", exports / "hears")
+    listener = exported.load("hears", exports / "hears")
+    assert said.strip() == listener.tokenizer.decode(listener.logprobs([CLIPS[3]])[0].argmax(1))
+
+
+@pytest.mark.parametrize("seconds", [0.03, 3.0, 71.0])
+def test_the_script_needs_three_packages(seconds: float, exports: Path, tmp_path: Path) -> None:
+    """Nothing of ours: what it writes is what `embed` and `transcribe` write."""
+    body = (
+        "sys.modules['distilkit'] = None; import runpy; runpy.run_path({!r}, run_name='__main__')"
+    )
+    path = tmp_path / "a.wav"
+    soundfile.write(path, voice(seconds, 5), 16_000, "FLOAT")
+    out = tmp_path / "frames.npy"
+    without_torch(body.format(str(exports / "base" / "run.py")), path, "--out", out)
+    found = exported.load("base", exports / "base", runtime="onnxruntime")
+    embed([path], found, out=tmp_path / "ours.npy")
+    ours = np.load(tmp_path / "ours.npy")
+    assert np.load(out).shape == ours.shape
+    if seconds <= 30:  # else windows are others
+        np.testing.assert_allclose(np.load(out), ours, atol=1e-5)
+    said = without_torch(body.format(str(exports / "hears" / "run.py")), path)
+    listener = exported.load("hears", exports / "hears", runtime="onnxruntime")
+    (transcript,) = transcribe([path], listener)
+    assert said.split() == transcript.text.split()  # type: ignore[union-attr]
+
+
+def test_the_script_refuses_what_it_cannot_hear(exports: Path, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", voice(1.0, 1), 44_100, "FLOAT")
+    shutil.copytree(exports / "base", tmp_path / "base")
+    script = tmp_path / "base" / "run.py"
+
+    def run() -> str:
+        done = subprocess.run(
+            [sys.executable, script, tmp_path / "a.wav"], capture_output=True, text=True
+        )
+        assert done.returncode == 1
+        return done.stderr
+
+    assert "44100 samples a second" in run()
+    with (tmp_path / "base" / "model.onnx").open("ab") as file:
+        file.write(b"x")
+    assert "is not the file that was exported" in run()
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe", "unigram"])
+def test_tokens_read_as_the_stock_tokenizer_reads_them(kind: str) -> None:
+    from conftest import SAYINGS
+
+    from distilkit import config
+
+    made = tokenizers.train(SAYINGS * 3, config.Tokenizer(kind=kind), config.Text())  # type: ignore[arg-type]
+    ours = exported.Tokens(made.tokens, made.blank)
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        path = rng.integers(0, len(made), rng.integers(0, 30)).tolist()
+        path = [token for token in path if token != 1]  # never said
+        both = tokenizers.Tokenizer(stock=ours, text=made.text)
+        assert both.decode(path) == made.decode(path)
+        assert both.decode(path, frames=False) == made.decode(path, frames=False)
+    assert both.characters == made.characters
+
+
+# ---------------------------------------------------------------------------------------- refused
+
+
+def spoilt(file: Path) -> None:
+    """An int8 that loses every weight's smaller half."""
+    weights._fp16(file)
+    model = onnx.load(file)
+    for item in model.graph.initializer:
+        if item.name.endswith(".stored0"):
+            values = onnx.numpy_helper.to_array(item)
+            item.CopyFrom(onnx.numpy_helper.from_array(values * (abs(values) > 0.3), item.name))
+    onnx.save(model, file)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_beyond_tolerance_nothing_is_kept(
+    precision: str, sources: Path, tmp_path: Path, few: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(weights.WEIGHTS, precision, spoilt)
+    with pytest.raises(
+        DistilkitError, match=r"is not what it was, with \w+ on 8 clips: .*cosine of 0\."
+    ) as told:
+        export(str(sources / "base"), tmp_path / "out", precision=precision)  # type: ignore[arg-type]
+    assert told.value.hint
+    assert not any(tmp_path.iterdir())
+
+
+def test_words_count_too(
+    sources: Path, tmp_path: Path, few: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers within tolerance and a head that is not."""
+
+    def headless(file: Path) -> None:
+        model = onnx.load(file)
+        for item in model.graph.initializer:
+            values = onnx.numpy_helper.to_array(item)
+            if values.ndim == 2 and len(CHARS) in values.shape:
+                item.CopyFrom(onnx.numpy_helper.from_array(values[::-1].copy(), item.name))
+        onnx.save(model, file)
+
+    CHARS = recognisers.load(str(sources / "hears")).tokenizer.tokens
+    monkeypatch.setitem(weights.WEIGHTS, "int8", headless)
+    with pytest.raises(DistilkitError, match="of words otherwise than the model, 1% more or less"):
+        export(str(sources / "hears"), tmp_path / "out", precision="int8")
+    assert not any(tmp_path.iterdir())
+
+
+def test_texts_give_both_error_rates(
+    sources: Path, transcribed: Path, tmp_path: Path, few: None
+) -> None:
+    done = export(str(sources / "hears"), tmp_path / "out", audio=[transcribed])
+    for check in done.checks:
+        assert check.labelled
+        assert check.wer is not None
+        assert check.wer[0] == check.wer[1] > 0
+    facts = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert [item["runtime"] for item in facts["checked"]] == RUNTIMES
+    assert "Words wrong with onnxruntime" in (tmp_path / "out" / "README.md").read_text()
+
+
+def broken(folder: Path, how: str) -> None:
+    model, facts = folder / "model.onnx", folder / "export.json"
+    if how == "damaged":
+        content = bytearray(model.read_bytes())
+        content[len(content) // 2] ^= 1
+        model.write_bytes(content)
+    elif how == "gone":
+        model.unlink()
+    elif how == "later":
+        facts.write_text(json.dumps(json.loads(facts.read_text()) | {"format": 99}))
+    elif how == "short":
+        told = json.loads(facts.read_text())
+        del told["width"]
+        facts.write_text(json.dumps(told))
+    elif how == "torn":
+        facts.write_text(facts.read_text()[:50])
+    elif how == "rubbish":
+        model.write_bytes(b"rubbish")
+        told = json.loads(facts.read_text()) | {"sha256": exported.digest(model)}
+        facts.write_text(json.dumps(told))
+
+
+@pytest.mark.parametrize(
+    ("how", "said", "hint"),
+    [
+        ("damaged", "is not the file that was exported", "distilkit export .*base --out"),
+        ("gone", "has no model.onnx", "distilkit export .*base --out"),
+        ("later", "was exported by a later distilkit", "pip install --upgrade"),
+        ("short", "is damaged: it does not say width", "again"),
+        ("torn", "is damaged", "again"),
+        ("rubbish", "onnxruntime cannot load", "pip install"),
+    ],
+)
+def test_a_broken_folder(how: str, said: str, hint: str, exports: Path, tmp_path: Path) -> None:
+    shutil.copytree(exports / "base", tmp_path / "x")
+    broken(tmp_path / "x", how)
+    with pytest.raises(DistilkitError, match=said) as told:
+        exported.load("x", tmp_path / "x", runtime="onnxruntime")
+    assert told.value.hint is not None
+    assert __import__("re").search(hint, told.value.hint)
+
+
+def test_a_swapped_file(exports: Path, tmp_path: Path) -> None:
+    shutil.copytree(exports / "base", tmp_path / "x")
+    shutil.copyfile(exports / "large" / "model.onnx", tmp_path / "x" / "model.onnx")
+    with pytest.raises(DistilkitError, match="another one in its place"):
+        models.encoder(str(tmp_path / "x"))
+
+
+def test_without_a_runtime(exports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(DistilkitError, match="onnxruntime is missing") as told:
+        exported.load("base", exports / "base", runtime="onnxruntime")
+    assert told.value.hint == "pip install 'distilkit[export]'"
+
+
+def test_without_onnx(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "distilkit.export.find_spec", lambda name: None if name == "onnx" else found(name)
+    )
+    with pytest.raises(DistilkitError, match="`distilkit export` needs onnx"):
+        export(str(sources / "base"), tmp_path / "out")
+
+
+def test_what_cannot_be_exported(
+    sources: Path, tmp_path: Path, few: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("no such operator\nand a page more")
+
+    monkeypatch.setattr("torch.onnx.export", fails)
+    with pytest.raises(DistilkitError, match=r"base` cannot be exported: no such operator$"):
+        export(str(sources / "base"), tmp_path / "out")
+    assert not any(tmp_path.iterdir())
+
+
+def test_other_refusals(exports: Path, sources: Path, tmp_path: Path) -> None:
+    with pytest.raises(DistilkitError, match="already exists"):
+        export(str(sources / "base"), exports / "base")
+    with pytest.raises(DistilkitError, match="is an exported model already"):
+        export(str(exports / "base"), tmp_path / "out")
+    with pytest.raises(DistilkitError, match="which can be run, but not trained"):
+        teachers.load(str(exports / "base"))
+    with pytest.raises(DistilkitError, match="is no recogniser: it is an exported encoder"):
+        models.recogniser(str(exports / "base"))
+    with pytest.raises(DistilkitError, match="nothing to verify on"):
+        (tmp_path / "empty").mkdir()
+        export(str(sources / "base"), tmp_path / "out", audio=[tmp_path / "empty"])
+
+
+# ---------------------------------------------------------------------------------------- choosing
+
+
+def test_the_faster_runtime_is_taken(exports: Path, tmp_path: Path) -> None:
+    shutil.copytree(exports / "base", tmp_path / "x")
+    facts = json.loads((tmp_path / "x" / "export.json").read_text())
+    assert set(facts["milliseconds"]) == set(RUNTIMES)
+    for faster in RUNTIMES:
+        facts["milliseconds"] = {name: 1.0 + (name != faster) for name in RUNTIMES}
+        (tmp_path / "x" / "export.json").write_text(json.dumps(facts))
+        assert models.encoder(str(tmp_path / "x")).listener.runtime == faster  # type: ignore[attr-defined]
+    facts["processor"] = "another"  # where nothing was measured: the first that is installed
+    facts["milliseconds"] = {"openvino": 2.0, "onnxruntime": 1.0}
+    (tmp_path / "x" / "export.json").write_text(json.dumps(facts))
+    assert exported.load("x", tmp_path / "x").runtime == "openvino"
+    facts["milliseconds"] = {"onnxruntime": 1.0}  # and nothing that was not verified
+    (tmp_path / "x" / "export.json").write_text(json.dumps(facts))
+    assert exported.load("x", tmp_path / "x").runtime == "onnxruntime"
+
+
+def test_low_arithmetic_is_used_where_it_is_near_enough(
+    sources: Path, tmp_path: Path, few: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A runtime that is off is said and not used; the one that devices have decides what is kept."""
+    monkeypatch.setattr(exported, "bf16_is_fast", lambda: True)
+    done = export(str(sources / "base"), tmp_path / "near", precision="int8")
+    assert "openvino-bf16" in done.facts["milliseconds"]
+    good = exported.RUNTIMES["onnxruntime"].load
+
+    def off(file: Path) -> exported.Run:
+        run = good(file)
+        return lambda wave_BS, names: [given[..., ::-1] for given in run(wave_BS, names)]
+
+    low = exported.Runtime(package="openvino", load=off, low=True)
+    monkeypatch.setitem(exported.RUNTIMES, "openvino-bf16", low)
+    done = export(str(sources / "base"), tmp_path / "off", precision="int8")
+    assert set(done.facts["milliseconds"]) == set(RUNTIMES)
+    assert [check.runtime for check in done.checks] == list(exported.RUNTIMES)
+    assert "openvino-bf16" not in (tmp_path / "off" / "README.md").read_text()
+    done = export(str(sources / "base"), tmp_path / "exact")
+    assert [check.runtime for check in done.checks] == RUNTIMES
+
+
+def test_the_runtime_can_be_named(exports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in RUNTIMES:
+        monkeypatch.setenv("DISTILKIT_RUNTIME", name)
+        assert exported.load("base", exports / "base").runtime == name
+    monkeypatch.setenv("DISTILKIT_RUNTIME", "magic")
+    with pytest.raises(DistilkitError, match="`DISTILKIT_RUNTIME=magic`: no such runtime"):
+        exported.load("base", exports / "base")
+
+
+# ------------------------------------------------------------------------------------ command line
+
+
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *argv: object
+) -> tuple[str, str]:
+    monkeypatch.setattr(sys, "argv", ["distilkit", *map(str, argv)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr()
+    assert ended.value.code in (0, None), said.err
+    return said.out, said.err
+
+
+def test_every_command_takes_an_exported_folder(
+    exports: Path,
+    sources: Path,
+    transcribed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def told(*argv: object) -> str:
+        return run(monkeypatch, capsys, *argv)[0]
+
+    facts = json.loads(told("inspect", exports / "hears", "--json"))
+    assert facts["is"] == "an exported recogniser"
+    assert facts["file"] == "as it was exported"
+    hears = json.loads(told("evaluate", transcribed, "--model", exports / "hears", "--json"))
+    model = json.loads(told("evaluate", transcribed, "--model", sources / "hears", "--json"))
+    assert hears["wer"] == model["wer"]
+    timed = told(
+        "bench",
+        exports / "base",
+        sources / "base",
+        "--seconds",
+        "1",
+        "--batch",
+        "2",
+        "--rounds",
+        "1",
+        "--json",
+    )
+    rows = json.loads(timed)
+    assert [row["macs"] is None for row in rows["models"]] == [True, False]
+    assert all(row["forward"] > 0 for row in rows["times"])
+    out, err = run(
+        monkeypatch, capsys, "probe", "asr", transcribed, "--model", exports / "base",
+        "--against", sources / "base", "--workers", "0", "--json",
+    )  # fmt: skip
+    values = json.loads(out)["tasks"][0]["values"]
+    both = [values[str(folder / "base")]["CER"]["value"] for folder in (exports, sources)]
+    assert both[0] == pytest.approx(both[1], abs=0.2)
+    assert "run by" in err
+
+
+def test_export_says_how_near_it_is(
+    sources: Path,
+    tmp_path: Path,
+    few: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, _ = run(
+        monkeypatch, capsys, "export", sources / "hears", "--out", tmp_path / "x", "--int8"
+    )
+    assert "least cosine" in out
+    assert "of words" not in out.splitlines()[-1]
+    assert f"{tmp_path / 'x'}\trecogniser\tint8" in out
+    assert sorted(os.listdir(tmp_path / "x")) == [
+        "README.md",
+        "export.json",
+        "model.onnx",
+        "run.py",
+    ]
+    assert "int8" in (tmp_path / "x" / "README.md").read_text()
+
+
+def test_two_precisions_at_once(
+    sources: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(
+        sys, "argv", ["distilkit", "export", str(sources / "base"), "--out", str(tmp_path / "x"), "--int8", "--fp16"]
+    )  # fmt: skip
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert "`--fp16` and `--int8` at once" in capsys.readouterr().err
