@@ -1,8 +1,10 @@
 """Decoding: every format, whole or refused with its reason."""
 
 import contextlib
+import io
 import os
 import random
+import struct
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,8 @@ import av
 import numpy as np
 import pytest
 import soundfile
+import soxr
+from conftest import voice
 
 from distilkit import audio
 from distilkit.audio import AudioError, decode, frames, load, samples
@@ -524,3 +528,97 @@ def test_no_permission(public: Path, name: str) -> None:
     path.chmod(0)
     with unprivileged(), pytest.raises(AudioError, match="cannot open .*: Permission denied"):
         load(path)
+
+
+# ------------------------------------------------------------------------------------------- live
+
+
+class Pipe(io.RawIOBase):
+    """A pipe that brings so many bytes at a time."""
+
+    def __init__(self, content: bytes, size: int) -> None:
+        self.content, self.size = content, size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
+        part = self.content[: min(self.size, len(buffer))]
+        self.content = self.content[len(part) :]
+        buffer[: len(part)] = part
+        return len(part)
+
+
+def piped(content: bytes, size: int = 4096, rate: int = 16_000) -> np.ndarray:
+    return np.concatenate(list(audio.live(io.BufferedReader(Pipe(content, size)), rate)))
+
+
+@pytest.mark.parametrize("size", [1, 7, 4096, 10**6])
+def test_live_pcm_in_pieces_of_any_size(size: int) -> None:
+    sound = (voice(1.3, 1) * 32_000).astype("<i2")
+    np.testing.assert_array_equal(piped(sound.tobytes(), size), sound / np.float32(32_768))
+
+
+@pytest.mark.parametrize("kind", ["PCM_16", "PCM_32", "FLOAT"])
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_live_wav_file_is_what_the_file_is(
+    kind: str, rate: int, channels: int, tmp_path: Path
+) -> None:
+    sound = np.stack([voice(1.3, n) for n in range(channels)], axis=1)
+    soundfile.write(tmp_path / "a.wav", sound, rate, kind)
+    found = piped((tmp_path / "a.wav").read_bytes(), 999)
+    np.testing.assert_allclose(found, audio.load(tmp_path / "a.wav"), atol=1e-6)
+
+
+def test_a_live_wav_file_that_does_not_know_its_length(tmp_path: Path) -> None:
+    """As recorders write it into a pipe; chunks before the samples are passed over."""
+    soundfile.write(tmp_path / "a.wav", voice(1.3, 1), 16_000, "PCM_16")
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    start = content.index(b"data")
+    content[4:8] = content[start + 4 : start + 8] = b"\xff\xff\xff\xff"
+    content[start:start] = b"LIST\x05\x00\x00\x00abcde\x00"
+    np.testing.assert_array_equal(piped(bytes(content)), audio.load(tmp_path / "a.wav"))
+
+
+def test_live_samples_of_another_rate() -> None:
+    sound = voice(1.3, 1)
+    found = piped(
+        (soxr.resample(sound, 16_000, 8_000) * 32_000).astype("<i2").tobytes(), rate=8_000
+    )
+    assert abs(len(found) - len(sound)) < 20
+
+
+def test_a_live_block_is_not_waited_for() -> None:
+    """What has arrived is given on before the source goes on."""
+    taken: list[int] = []
+
+    class Slow(Pipe):
+        def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
+            taken.append(len(self.content))
+            return super().readinto(buffer)
+
+    sound = bytes(32_000 * 4)
+    blocks = audio.live(io.BufferedReader(Slow(sound, 3_200)))
+    first = next(blocks)
+    assert len(first) <= 1_600
+    assert taken[-1] >= len(sound) - 2 * 3_200
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "brings no sound"),
+        (b"\x00", "brings no sound"),
+        (b"OggS" + bytes(100), "brings Ogg, not PCM"),
+        (b"fLaC" + bytes(100), "brings FLAC"),
+        (b"ID3" + bytes(100), "brings MP3"),
+        (b"RIFF\xff\xff\xff\xffWAVE", "ends in its header"),
+        (b"RIFF\xff\xff\xff\xffWAVEfmt \x10\x00\x00\x00" + struct.pack("<HHIIHH", 6, 1, 8000, 8000, 1, 8), "format 6, 8 bits"),
+    ],
+)  # fmt: skip
+def test_what_is_not_live_sound(content: bytes, said: str) -> None:
+    with pytest.raises(AudioError, match=said) as told:
+        piped(content)
+    assert told.value.hint
+    assert "ffmpeg" in told.value.hint

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -231,3 +233,55 @@ def test_freed_memory_is_kept(
     monkeypatch.setattr(encoding, "keep_freed_memory", lambda: kept.append(True))
     embed([speech / "b" / "clip01.wav"], encoder(), out=tmp_path / "x.npy")
     assert kept
+
+
+# ------------------------------------------------------------------------------------------- live
+
+
+@pytest.mark.parametrize("seconds", [0.03, 29.0, 71.0])
+def test_live_frames_are_those_of_the_file(seconds: float, tmp_path: Path) -> None:
+    sound, model = np.resize(voice(12.0, 1), int(seconds * 16_000)), encoder(**LARGE)
+    soundfile.write(tmp_path / "a.wav", sound, 16_000, "FLOAT")
+    blocks = [sound[at : at + 1_111] for at in range(0, len(sound), 1_111)]
+    for layer in ("last", "all"):
+        embed([tmp_path / "a.wav"], model, layer=layer, out=tmp_path / "x.npy")
+        found = np.concatenate(list(embedding.live(iter(blocks), model, layer)), axis=1)
+        wanted = np.load(tmp_path / "x.npy")
+        np.testing.assert_array_equal(found if layer == "all" else found[0], wanted)
+    with pytest.raises(DistilkitError, match="shorter than one frame"):
+        list(embedding.live([sound[:100]], model))
+
+
+def test_embed_standard_input(large_folder: Path, tmp_path: Path) -> None:
+    sound = (voice(3.0, 1) * 32_000).astype("<i2")
+    soundfile.write(tmp_path / "a.wav", sound, 16_000, "PCM_16")
+
+    def told(*argv: object) -> subprocess.CompletedProcess[bytes]:
+        command = [
+            sys.executable,
+            "-m",
+            "distilkit",
+            "embed",
+            *map(str, argv),
+            "--model",
+            large_folder,
+        ]
+        return subprocess.run(command, input=sound.tobytes(), capture_output=True, cwd=tmp_path)
+
+    told("a.wav")
+    wanted = np.load(tmp_path / "a.npy")
+    done = told("-")
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_array_equal(np.load(tmp_path / "live.npy"), wanted)
+    flowing = told("-", "--out", "-")
+    np.testing.assert_array_equal(np.frombuffer(flowing.stdout, "<f4").reshape(-1, 32), wanted)
+    told("-", "--pool", "mean", "--out", "mean.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "mean.npy"), wanted.mean(0), atol=1e-6)
+    for argv, said in (
+        (("-", "--out", "-", "--layer", "all"), b"`--out -` is for the frames of one layer"),
+        (("-", "a.wav"), b"`-` beside other inputs"),
+        (("-", "--format", "npz"), b"`--format npz` of standard input"),
+    ):
+        refused = told(*argv)
+        assert refused.returncode == 1
+        assert said in refused.stderr

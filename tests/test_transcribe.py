@@ -1,8 +1,14 @@
 """Recordings to text: the same as stock transformers, any length, times where words are."""
 
+import fcntl
 import json
+import signal
 import subprocess
 import sys
+import termios
+import time
+from array import array
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -273,3 +279,143 @@ def test_memory_does_not_grow_with_the_recording(
     transcribe.written(pieces, recogniser.tokenizer, None, timed=False)
     assert held
     assert max(held) <= 1500
+
+
+# ------------------------------------------------------------------------------------------- live
+
+
+def long_sound(seconds: float) -> np.ndarray:
+    return np.concatenate([voice(10.0, seed) for seed in range(int(seconds / 10) + 1)])[
+        : int(seconds * 16_000)
+    ]
+
+
+@pytest.mark.parametrize("seconds", [0.3, 29.0, 85.0])
+@pytest.mark.parametrize("timed", [False, True])
+def test_live_text_is_that_of_the_file(
+    seconds: float, timed: bool, recogniser: recognisers.Recogniser, tmp_path: Path
+) -> None:
+    sound = long_sound(seconds)
+    soundfile.write(tmp_path / "a.wav", sound, 16_000, "FLOAT")
+    (whole,) = transcribe.transcribe([tmp_path / "a.wav"], recogniser, timed=timed)
+    assert isinstance(whole, Transcript)
+    blocks = (sound[at : at + 1_111] for at in range(0, len(sound), 1_111))
+    passages = list(transcribe.live(blocks, recogniser, timed=timed))
+    assert "".join(passage.text for passage in passages) == whole.text
+    words = [word for passage in passages for word in passage.words or []]
+    assert words == (whole.words or [])
+    assert passages[-1].end == pytest.approx((len(sound) - 400) // 320 / 50 + 0.02)
+
+
+@pytest.mark.parametrize("delay", [4.0, 10.0, 60.0])
+def test_live_text_comes_in_time_and_at_flat_memory(
+    delay: float, recogniser: recognisers.Recogniser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When a passage is told, its beginning is at most so long ago, and nothing longer was heard at once."""
+    arrived, heard = 0, []
+    sound = long_sound(130.0)
+    real = recognisers.Recogniser.logprobs
+
+    def watch(self: recognisers.Recogniser, clips: list[np.ndarray]) -> list[np.ndarray]:
+        heard.append(max(map(len, clips)))
+        return real(self, clips)
+
+    def blocks() -> Iterator[np.ndarray]:
+        nonlocal arrived
+        for at in range(0, len(sound), 1_600):
+            arrived = at + 1_600
+            yield sound[at : at + 1_600]
+
+    monkeypatch.setattr(recognisers.Recogniser, "logprobs", watch)
+    late, before = [], 0.0
+    for passage in transcribe.live(blocks(), recogniser, delay=delay):
+        assert passage.start == pytest.approx(before)
+        late.append(arrived / 16_000 - passage.start)
+        before = passage.end
+    assert before == pytest.approx(130.0, abs=0.03)
+    assert delay / 4 < max(late) <= delay + 0.2  # a block and a frame
+    assert max(heard) <= delay / 2 * 16_000
+
+
+def test_live_beam_search_knows_the_words_before(
+    recogniser: recognisers.Recogniser, tmp_path: Path
+) -> None:
+    search = Search(model=train(SAYINGS, order=2), width=4)
+    sound = long_sound(65.0)
+    soundfile.write(tmp_path / "a.wav", sound, 16_000, "FLOAT")
+    (whole,) = transcribe.transcribe([tmp_path / "a.wav"], recogniser, search=search)
+    assert isinstance(whole, Transcript)
+    told = "".join(passage.text for passage in transcribe.live([sound], recogniser, search=search))
+    assert told == whole.text
+
+
+def piped(content: bytes, *argv: object) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "distilkit", *map(str, argv)]
+    return subprocess.run(command, input=content, capture_output=True)
+
+
+def test_standard_input(recogniser: recognisers.Recogniser, tmp_path: Path) -> None:
+    recognisers.save(recogniser, tmp_path / "model", "#\n")
+    sound = (long_sound(65.0) * 32_000).astype("<i2")
+    soundfile.write(tmp_path / "a.wav", sound, 16_000, "PCM_16")
+    asks = ("--model", tmp_path / "model")
+    whole = piped(b"", "transcribe", tmp_path / "a.wav", *asks)
+    raw = piped(sound.tobytes(), "transcribe", "-", *asks)
+    assert raw.returncode == 0, raw.stderr
+    assert raw.stdout == whole.stdout != b"\n"
+    wav = piped(
+        (tmp_path / "a.wav").read_bytes(),
+        "transcribe",
+        "-",
+        *asks,
+        "--format",
+        "json",
+        "--timestamps",
+    )
+    rows = [json.loads(line) for line in wav.stdout.splitlines()]
+    assert len(rows) > 2
+    assert " ".join(row["text"] for row in rows).split() == whole.stdout.decode().split()
+    assert all(row["start"] <= word["start"] for row in rows for word in row["words"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["-", "x.wav"], "`-` beside other inputs"),
+        (["-", "--out", "x.txt"], "`--out x.txt` of standard input"),
+        (["-", "--format", "srt"], "`--format srt` of standard input"),
+        (["-"], "brings no sound"),
+        (["x.wav", "--delay", "5"], "`--delay 5` of files"),
+    ],
+)
+def test_what_standard_input_is_not_for(
+    argv: list[str], said: str, recogniser: recognisers.Recogniser, tmp_path: Path
+) -> None:
+    recognisers.save(recogniser, tmp_path / "model", "#\n")
+    done = piped(b"", "transcribe", *argv, "--model", tmp_path / "model")
+    assert done.returncode == 1
+    assert said in done.stderr.decode()
+    assert b"hint:" in done.stderr
+
+
+def test_an_interrupt_ends_the_source_and_nothing_heard_is_lost(
+    recogniser: recognisers.Recogniser, tmp_path: Path
+) -> None:
+    recognisers.save(recogniser, tmp_path / "model", "#\n")
+    sound = (long_sound(25.0) * 32_000).astype("<i2")
+    soundfile.write(tmp_path / "a.wav", sound, 16_000, "PCM_16")
+    whole = piped(b"", "transcribe", tmp_path / "a.wav", "--model", tmp_path / "model")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "distilkit", "transcribe", "-", "--model", str(tmp_path / "model")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdin is not None
+    process.stdin.write(sound.tobytes())
+    process.stdin.flush()
+    while array("i", fcntl.ioctl(process.stdin, termios.FIONREAD, bytes(4)))[0]:
+        time.sleep(0.05)
+    time.sleep(0.5)  # all has been read
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate()
+    assert process.returncode == 130
+    assert said == whole.stdout
