@@ -3,7 +3,7 @@
 The plain loop is what one writes first: a file at a time, decoded whole, one forward pass, saved as npy. Both write the
 same vectors; how far they differ is told. Whole processes are timed, models loaded and all.
 
-python tests/benchmarks/embed_speed.py AUDIO MODEL [--rounds 3] [--record]
+python tests/benchmarks/embed_speed.py AUDIO MODEL [--exported DIR] [--rounds 3] [--record]
 """
 
 import argparse
@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("audio", type=Path)
     parser.add_argument("model")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--exported", help="what `embed` runs, made of MODEL; else MODEL itself")
     parser.add_argument("--record", action="store_true")
     asked = parser.parse_args()
     plain: list[float] = []
@@ -63,7 +64,7 @@ def main() -> None:
                 timed([sys.executable, "-c", PLAIN, str(asked.audio), asked.model, str(one)])
             )
             command = [sys.executable, "-m", "distilkit", "embed", str(asked.audio)]
-            ours.append(timed([*command, "--model", asked.model, "--out", str(two)]))
+            ours.append(timed([*command, "--model", asked.exported or asked.model, "--out", str(two)]))
             print(f"round {number}: plain {plain[-1]:.1f} s, embed {ours[-1]:.1f} s", flush=True)
         lines = (two / "embeddings.jsonl").read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines]
@@ -76,6 +77,7 @@ def main() -> None:
         "files": len(rows),
         "audio_seconds": round(sum(row["seconds"] for row in rows), 1),
         "model": Path(asked.model).name,
+        "exported": Path(asked.exported).name if asked.exported else None,
         "plain_seconds": round(median(plain), 2),
         "embed_seconds": round(median(ours), 2),
         "times_plain": [round(f(ratios), 3) for f in (median, min, max)],
