@@ -64,7 +64,9 @@ def main() -> None:
                 timed([sys.executable, "-c", PLAIN, str(asked.audio), asked.model, str(one)])
             )
             command = [sys.executable, "-m", "distilkit", "embed", str(asked.audio)]
-            ours.append(timed([*command, "--model", asked.exported or asked.model, "--out", str(two)]))
+            ours.append(
+                timed([*command, "--model", asked.exported or asked.model, "--out", str(two)])
+            )
             print(f"round {number}: plain {plain[-1]:.1f} s, embed {ours[-1]:.1f} s", flush=True)
         lines = (two / "embeddings.jsonl").read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines]

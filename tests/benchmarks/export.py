@@ -7,6 +7,7 @@
   are is measured on `--model`, whose weights are trained.
 
 python tests/benchmarks/export.py parity MODEL AUDIO... [--record]
+python tests/benchmarks/export.py table
 python tests/benchmarks/export.py speed AUDIO... --model MODEL [--rounds 7] [--record]
 """
 
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from record import record
+from record import RESULTS, record
 from transformers import HubertConfig, HubertModel
 
 from distilkit import config, exported, teachers
@@ -236,16 +237,31 @@ def _stock(model: HubertModel, clip: Samples) -> Callable[[], object]:
     return run
 
 
+def table() -> None:
+    """Print what was recorded last of each model and kind, as Markdown."""
+    lines = (RESULTS / "export.jsonl").read_text(encoding="utf-8").splitlines()
+    last = {(row["of"], row.get("model")): row for row in map(json.loads, lines)}
+    for (of, model), row in last.items():
+        print(f"\n{of} {model or ''}\n")
+        keys = sorted({key for form in row["forms"].values() for key in form})
+        print("| form |", " | ".join(keys), "|")
+        for name, form in row["forms"].items():
+            print(f"| {name} |", " | ".join(str(form.get(key, "")) for key in keys), "|")
+
+
 def main() -> None:
     """Measure, print, record."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=("parity", "speed", "student"))
+    parser.add_argument("what", choices=("parity", "speed", "student", "table"))
     parser.add_argument("audio", nargs="*")
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--labelled", nargs="*", default=[])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--record", action="store_true")
     asked = parser.parse_args()
+    if asked.what == "table":
+        table()
+        return
     if asked.what == "student":  # one of the published size, random weights, for `parity`
         torch.manual_seed(0)
         model = exact(HubertModel(HubertConfig(num_hidden_layers=2)).eval())
