@@ -307,6 +307,28 @@ def test_live_text_is_that_of_the_file(
     assert passages[-1].end == pytest.approx((len(sound) - 400) // 320 / 50 + 0.02)
 
 
+@pytest.mark.parametrize("kind", ["char", "unigram"])
+@pytest.mark.parametrize("most", [2.0, 30.0])
+def test_passages_join_to_the_text(kind: config.TokenizerKind, most: float) -> None:
+    """Spaces between passages are where words are, whether the last one said anything or not."""
+    tokenizer = tokenizers.train(SAYINGS * 3, config.Tokenizer(kind=kind), config.Text())
+    rng = np.random.default_rng(0)
+    parts = []
+    for _ in range(8):
+        words = " ".join(rng.choice(["a", "bee", "sees", "tall", "keeper"], 30))
+        silence = np.full((int(rng.integers(1, 400)), len(tokenizer)), -9.0, np.float32)
+        silence[:, tokenizer.blank] = -0.01
+        # A token that ends a word stands behind each, and none before the silence in between.
+        ending = words + " a" if kind == "unigram" else words + " "
+        parts += [spoken(tokenizer, ending, 6, rng), silence]
+    pieces = [silent(part) for part in parts]
+    found = list(transcribe.passages(pieces, tokenizer, None, False, most))
+    whole = np.concatenate(parts).argmax(1)
+    assert "".join(passage.text for passage in found) == tokenizer.decode(whole)
+    assert len(found) > 7
+    assert sum(passage.text.startswith(" ") for passage in found) > 5
+
+
 @pytest.mark.parametrize("delay", [4.0, 10.0, 60.0])
 def test_live_text_comes_in_time_and_at_flat_memory(
     delay: float, recogniser: recognisers.Recogniser, monkeypatch: pytest.MonkeyPatch
