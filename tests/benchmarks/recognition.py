@@ -30,13 +30,10 @@ WAYS = {
     "full": (),
     "frozen": ("--set", "train.freeze_front_end=true"),
     "lora": (
-        *("--lora", "--rank", "64", "--set", "model.dropout=0"),
+        *("--lora", "--rank", "64", "--set", "model.dropout=0", "--set", "lora.front_end=false"),
         *("--set", "train.passes=300"),
     ),
-    "lora front": (
-        *("--lora", "--rank", "64", "--set", "model.dropout=0"),
-        *("--set", "lora.front_end=true"),
-    ),
+    "lora front": ("--lora", "--rank", "64", "--set", "model.dropout=0"),
     "random": ("--set", "model.start=random"),
 }
 
