@@ -583,8 +583,23 @@ def test_doctor(run: Run) -> None:
     code, out, _ = run("doctor", "--json")
     checks = {check["name"]: check for check in json.loads(out)}
     assert code == 0
-    assert {"python", "versions", "imports", "device", "audio", "disk", "hub"} == set(checks)
+    assert {
+        "python",
+        "versions",
+        "imports",
+        "device",
+        "audio",
+        "exported models",
+        "disk",
+        "hub",
+    } == set(checks)
     assert "HF_HUB_OFFLINE" in checks["hub"]["found"]
+
+
+def test_doctor_names_runtimes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "onnxruntime" in run("doctor")[1]
+    monkeypatch.setattr("distilkit.exported.find_spec", lambda _: None)
+    assert "no runtime; pip install 'distilkit[export]' brings one" in run("doctor")[1]
 
 
 def test_doctor_names_a_version_that_does_not_fit(

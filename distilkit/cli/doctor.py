@@ -51,7 +51,16 @@ def doctor(
     """
     from distilkit.cli import console
 
-    checks = [_python(), *_versions(), _imports(), _device(), _decoders(), _disk(), _hub()]
+    checks = [
+        _python(),
+        *_versions(),
+        _imports(),
+        _device(),
+        _decoders(),
+        _runtimes(),
+        _disk(),
+        _hub(),
+    ]
     if json:
         console.document([asdict(check) for check in checks])
     else:
@@ -149,6 +158,18 @@ def _decoders() -> Check:
         name="audio",
         well=True,
         found=f"libsndfile {soundfile.__libsndfile_version__}, FFmpeg {av.ffmpeg_version_info} (with PyAV)",
+    )
+
+
+def _runtimes() -> Check:
+    import importlib.metadata
+
+    from distilkit.exported import INSTALL, RUNTIMES, installed
+
+    there = dict.fromkeys(RUNTIMES[name].package for name in installed())
+    found = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in there)
+    return Check(
+        name="exported models", well=True, found=found or f"no runtime; {INSTALL} brings one"
     )
 
 
