@@ -80,13 +80,16 @@ def test_killed_ten_times_and_resumed(fresh: tuple[str, list[str]], tmp_path: Pa
         process = start(
             command, again if has_run else [*begin, str(broken), *(["--resume"] if kill else [])]
         )
+        before, limit = lines(broken), time.monotonic() + 120
         if kill % 5 == 0:
-            time.sleep(rng.uniform(0.2, 6.0))  # anywhere: imports, reading audio, loading
-        else:
-            before, limit = lines(broken), time.monotonic() + 120
-            while lines(broken) <= before and process.poll() is None and time.monotonic() < limit:
-                time.sleep(0.01)
-            time.sleep(rng.uniform(0.0, 0.4))
+            limit = time.monotonic() + rng.uniform(
+                0.2, 6.0
+            )  # anywhere: imports, reading audio, loading
+        # A fast machine must not come to the end between two kills.
+        further = before + rng.randint(1, STEPS // (KILLS + 4))
+        while lines(broken) < further and process.poll() is None and time.monotonic() < limit:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0.0, 0.02))
         process.send_signal(signal.SIGKILL)
         process.communicate()
         reached.append(lines(broken))
