@@ -27,7 +27,7 @@ from transformers import (
 
 from distilkit import config, hub, layer_mix, teachers, tokenizers
 from distilkit.audio import Samples, frames
-from distilkit.encoder import Encoder, encode, exact, fingerprint, front_norm, padded
+from distilkit.encoder import Encoder, encode, exact, front_norm, padded
 from distilkit.errors import DistilkitError
 from distilkit.layer_mix import MixedHubertForCTC
 from distilkit.listeners import LogProbs
@@ -242,12 +242,7 @@ def _adapted(path: Path) -> Recogniser:
     from peft import PeftModel
 
     told = base_of(path)
-    _, checkpoint = teachers.load(told["source"] if Path(told["source"]).exists() else told["name"])
-    if fingerprint(checkpoint.model) != told["fingerprint"]:
-        raise DistilkitError(
-            f"the model `{told['name']}` is not the one that the adapter in `{path}` was trained on",
-            "put the old one back, or fine-tune again",
-        )
+    _, checkpoint = teachers.again(told, f"the adapter in `{path}` was trained on")
     settings = config.Recogniser(layers=told["layers"])
     made = build(checkpoint, tokenizers.load(path), settings)
     try:

@@ -246,6 +246,18 @@ def test_a_finished_run_is_not_resumed(speech: Path, teacher_folder: Path, tmp_p
         prepare([], out=out, resume=True)
 
 
+def test_a_teacher_by_relative_path_is_found_from_another_folder(
+    speech: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    monkeypatch.chdir(teacher_folder.parent)
+    steps = train(prepare([speech], teacher=teacher_folder.name, out=out, recipe=quick()))
+    next(steps)
+    steps.close()
+    monkeypatch.chdir(tmp_path)
+    assert prepare([], out=out, resume=True).teacher is not None
+
+
 def test_another_teacher_is_noticed(
     speech: Path, teacher_folder: Path, large_folder: Path, tmp_path: Path
 ) -> None:

@@ -676,3 +676,17 @@ def test_loading_prints_nothing(tmp_path: Path) -> None:
         capture_output=True, text=True,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (7, "", "")
+
+
+def test_what_is_noted_of_a_model_finds_it_from_any_folder(
+    teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(teacher_folder.parent)
+    _, checkpoint = teachers.load(teacher_folder.name)
+    told = checkpoint.facts(teacher_folder.name)
+    monkeypatch.chdir(tmp_path)
+    assert teachers.again(told, "is asked for")[1].source == str(teacher_folder)
+    gone = {**told, "source": str(tmp_path / "gone"), "name": str(teacher_folder)}
+    assert teachers.again(gone, "is asked for")[1].source == str(teacher_folder)
+    with pytest.raises(DistilkitError, match=f"`{teacher_folder.name}` is not the one that is asked for"):
+        teachers.again({**told, "fingerprint": "another"}, "is asked for")

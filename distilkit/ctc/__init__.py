@@ -34,7 +34,6 @@ from distilkit.audio import frames
 from distilkit.ctc.loss import loss_function, told
 from distilkit.ctc.trainee import Trainee, assemble, groups
 from distilkit.data import Skipped, splits, transcripts
-from distilkit.encoder import fingerprint
 from distilkit.errors import DistilkitError
 from distilkit.hub import default_model
 from distilkit.noise import recordings
@@ -137,11 +136,8 @@ def prepare(
         "skipped": dict(collection.reasons()),
         "text": _text_facts(usable, collection.skipped, tokens),
         "base": {
-            "name": name,
-            "source": checkpoint.source,
-            "format": checkpoint.format,
+            **checkpoint.facts(name),
             "parameters": students.parameters(checkpoint.model),
-            "fingerprint": fingerprint(checkpoint.model),
             "notes": [note for note in checkpoint.notes if "left out the head" not in note],
         },
         "head": made.head,
@@ -455,13 +451,7 @@ def _reopen(run: Run, transcribed: Sequence[str | Path], merge: bool) -> Job:
             f"`{run.folder}` is finished: its recogniser is in `{run.result}`",
             "distilkit finetune-ctc DATA --tokenizer DIR --out DIR for another run",
         )
-    base = facts["base"]
-    _, checkpoint = teachers.load(base["source"] if Path(base["source"]).exists() else base["name"])
-    if fingerprint(checkpoint.model) != base["fingerprint"]:
-        raise DistilkitError(
-            f"the model `{base['name']}` is not the one that `{run.folder}` began with",
-            "put the old one back, or start a new run with another --out",
-        )
+    _, checkpoint = teachers.again(facts["base"], f"`{run.folder}` began with")
     windows, valid = data.load_windows(run.folder / "audio.jsonl.gz")
     return Job(
         run=run,

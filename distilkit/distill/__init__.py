@@ -283,14 +283,10 @@ def _facts(
     if teacher is None or checkpoint is None:
         return None
     return {
-        "name": name,
-        "source": checkpoint.source,
-        "format": checkpoint.format,
+        **checkpoint.facts(name),
         "parameters": students.parameters(checkpoint.model),
         "layers": teacher.depth,
         "width": teacher.width,
-        "fingerprint": fingerprint(checkpoint.model),
-        "notes": list(checkpoint.notes),
     }
 
 
@@ -342,26 +338,15 @@ def _reopen(run: Run, audio: Sequence[str | Path]) -> Job:
     )
     told, began = facts["teacher"], facts["student"]
     unneeded = bool(run.done and job.plan.stored and not keeping.missing(job))
-    teacher, checkpoint = (None, None) if told is None or unneeded else _same_teacher(job)
+    teacher, checkpoint = None, None
+    if told and not unneeded:
+        teacher, checkpoint = teachers.again(told, f"`{run.folder}` began with")
     existing = None
     if began["from"] is not None or unneeded:  # the student's weights are in the checkpoint
         student = assembly.from_config(began["config"], began["normalise"])
         width = told.get("width", 0) if told else 0  # older runs load their teacher
         existing = Existing(student=student, target_width=width)
     return replace(job, teacher=teacher, checkpoint=checkpoint, existing=existing)
-
-
-def _same_teacher(job: Job) -> tuple[Encoder, Checkpoint]:
-    """The teacher that a run began with."""
-    told = job.facts["teacher"]
-    source = told["source"] if Path(told["source"]).exists() else told["name"]
-    teacher, checkpoint = teachers.load(source)
-    if fingerprint(checkpoint.model) != told["fingerprint"]:
-        raise DistilkitError(
-            f"the teacher `{told['name']}` is not the one that `{job.run.folder}` began with",
-            "put the old one back, or start a new run with another --out",
-        )
-    return teacher, checkpoint
 
 
 def _finish(job: Job, distiller: Distiller) -> None:

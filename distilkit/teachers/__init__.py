@@ -4,13 +4,15 @@ A reader is a pair of functions in `READERS`: one says whether a source is its f
 it. Loading is strict, and nothing in a checkpoint can run code.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedConfig
 
 from distilkit.audio import FRAME_SAMPLES, HOP_SAMPLES
-from distilkit.encoder import Encoder
+from distilkit.encoder import Encoder, fingerprint
 from distilkit.errors import DistilkitError
 from distilkit.hub import DEFAULT_TEACHER, WEIGHTS, is_exported, locate, split
 from distilkit.teachers import fairseq, huggingface, lighthubert, s3prl, torchaudio
@@ -56,6 +58,26 @@ def load(name: str) -> tuple[Encoder, Checkpoint]:
             _check_frames(name, checkpoint.model.config)
             return Encoder(model=checkpoint.model, normalise=checkpoint.normalise), checkpoint
     raise _unknown(name, source)
+
+
+def again(told: Mapping[str, Any], wanted: str) -> tuple[Encoder, Checkpoint]:
+    """The very model of which `Checkpoint.facts` were noted: where it lay, else by its name.
+
+    Args:
+        told: `name`, `source` and `fingerprint` of it.
+        wanted: ends the sentence "the model `name` is not the one that ...".
+
+    Raises:
+        DistilkitError: it is gone, or another one.
+    """
+    there = Path(split(told["source"])[0]).exists()
+    encoder, checkpoint = load(told["source"] if there else told["name"])
+    if fingerprint(checkpoint.model) != told["fingerprint"]:
+        raise DistilkitError(
+            f"the model `{told['name']}` is not the one that {wanted}",
+            "put the old one back, or begin anew with another --out",
+        )
+    return encoder, checkpoint
 
 
 def _unknown(name: str, source: Source) -> DistilkitError:

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from distilkit.encoder import Model
+from distilkit.encoder import Model, fingerprint
+from distilkit.hub import split
 from distilkit.teachers import files
 
 
@@ -48,3 +49,18 @@ class Checkpoint:
     def family(self) -> str:
         """`hubert`, `wav2vec2`, `wavlm` or `data2vec-audio`: keys of `encoder.FAMILIES`."""
         return str(self.model.config.model_type)
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """What to note of a model that will be needed again, from whatever folder: see `teachers.again`.
+
+        Args:
+            name: what the user called it.
+        """
+        there = Path(split(self.source)[0]).exists()
+        return {
+            "name": name,
+            "source": str(Path(self.source).absolute()) if there else self.source,
+            "format": self.format,
+            "fingerprint": fingerprint(self.model),
+            "notes": list(self.notes),
+        }
