@@ -688,5 +688,7 @@ def test_what_is_noted_of_a_model_finds_it_from_any_folder(
     assert teachers.again(told, "is asked for")[1].source == str(teacher_folder)
     gone = {**told, "source": str(tmp_path / "gone"), "name": str(teacher_folder)}
     assert teachers.again(gone, "is asked for")[1].source == str(teacher_folder)
-    with pytest.raises(DistilkitError, match=f"`{teacher_folder.name}` is not the one that is asked for"):
+    with pytest.raises(
+        DistilkitError, match=f"`{teacher_folder.name}` is not the one that is asked for"
+    ):
         teachers.again({**told, "fingerprint": "another"}, "is asked for")
