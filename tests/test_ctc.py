@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 
 from distilkit import config, ctc, loop, plan, recognisers, teachers, tokenizers
 from distilkit.batches import load
+from distilkit.cards import training_text
 from distilkit.ctc.loss import _hidden, _speeds, sped, told
 from distilkit.ctc.loss import ctc as ctc_loss
 from distilkit.ctc.trainee import assemble, groups
 from distilkit.encoder import Encoder, exact
 from distilkit.errors import DistilkitError
-from distilkit.report import training_text
 from distilkit.students import save
 
 

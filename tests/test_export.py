@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,7 +23,7 @@ from distilkit import cli, exported, models, recognisers, teachers, tokenizers
 from distilkit.embed import embed
 from distilkit.encoder import Encoder, exact
 from distilkit.errors import DistilkitError
-from distilkit.export import export, verify, weights
+from distilkit.export import export, mobile, verify, weights
 from distilkit.export.graph import Graph, to_onnx
 from distilkit.students import save
 from distilkit.transcribe import transcribe
@@ -551,3 +552,128 @@ def test_two_precisions_at_once(
         cli.main()
     assert ended.value.code == 1
     assert "`--fp16` and `--int8` at once" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def phone(few: None, sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Programs for phones of the large encoder, and of the recogniser that mixes layers."""
+    pytest.importorskip("executorch")
+    folder = tmp_path_factory.mktemp("phone")
+    export(str(sources / "large"), folder / "large", mobile=True)
+    export(str(sources / "mixed"), folder / "mixed", mobile=True)
+    return folder
+
+
+AS_THE_CARD_SAYS = """
+import sys; sys.modules["distilkit"] = None
+import numpy as np, torch
+from executorch.runtime import Runtime
+method = Runtime.get().load_program(sys.argv[1]).load_method("forward")
+for number, path in enumerate(sys.argv[2:]):
+    wave = torch.from_numpy(np.load(path))[None]
+    np.savez(path[:-4] + ".npz", *[np.array(given) for given in method.execute([wave])])
+"""
+
+
+@pytest.mark.parametrize("name", ["large", "mixed"])
+def test_a_phones_program_gives_what_the_model_gives(
+    name: str, sources: Path, phone: Path, tmp_path: Path
+) -> None:
+    clips = [*CLIPS, voice(30.0, 9)]
+    for number, clip in enumerate(clips):
+        np.save(tmp_path / f"{number}.npy", clip)
+    paths = [tmp_path / f"{number}.npy" for number in range(len(clips))]
+    program = phone / name / "model.pte"
+    done = subprocess.run(
+        [sys.executable, "-c", AS_THE_CARD_SAYS, program, *paths], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads((phone / name / "export.json").read_text())["mobile"]
+    recogniser = recognisers.load(str(sources / name)) if name == "mixed" else None
+    encoder = recogniser.encoder if recogniser else teachers.load(str(sources / name))[0]
+    for clip, path in zip(clips, paths, strict=True):
+        wanted = [*encoder.states([clip], range(encoder.depth + 1))[0]]
+        if recogniser:
+            wanted += recogniser.logprobs([clip])
+        found = [*np.load(path.with_suffix(".npz")).values()]
+        assert len(found) == len(wanted) == len(told["outputs"])
+        for layer, given in zip(wanted, found, strict=True):
+            np.testing.assert_allclose(given[0], layer, atol=1e-4 * np.abs(layer).max())
+    assert told["outputs"][-1] == ("logprobs" if recogniser else f"layer_{encoder.depth}")
+    assert (told["shortest"], told["longest"]) == (400, 480_000)
+    assert told["sha256"] == exported.digest(program)
+    assert told["bytes"] == program.stat().st_size
+    assert told["checked"]["runtime"] == "executorch"
+    assert told["checked"]["longest"] == 20.0  # of what is verified here
+    card = (phone / name / "README.md").read_text()
+    assert "On a phone" in card
+    assert "| executorch | 0 |" in card
+    assert (
+        "executorch" not in json.loads((phone / name / "export.json").read_text())["milliseconds"]
+    )
+
+
+def test_a_phones_program_beyond_tolerance_is_refused(
+    phone: Path, sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = mobile.load
+
+    def noisy(*given: Any) -> exported.Exported:
+        made = good(*given)
+        return replace(made, run=lambda wave, names: [1.01 * x for x in made.run(wave, names)])
+
+    monkeypatch.setattr(mobile, "load", noisy)
+    with pytest.raises(
+        DistilkitError, match=r"in fp32 is not what it was, with executorch on .* is 1\.0e-02 off"
+    ):
+        export(str(sources / "base"), tmp_path / "out", mobile=True)
+    assert not any(tmp_path.iterdir())
+
+
+def test_without_executorch(
+    sources: Path, tmp_path: Path, few: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "distilkit.export.find_spec", lambda name: None if name == "executorch" else found(name)
+    )
+    with pytest.raises(DistilkitError, match="`--mobile` needs executorch") as told:
+        export(str(sources / "base"), tmp_path / "out", mobile=True)
+    assert told.value.hint == "pip install 'distilkit[mobile]'"
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "executorch.exir", None)  # there, and broken
+    with pytest.raises(DistilkitError, match="`--mobile` needs executorch: ") as told:
+        export(str(sources / "base"), tmp_path / "out", mobile=True)
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_cannot_be_lowered(
+    phone: Path, sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("no such kernel\nand a page more")
+
+    monkeypatch.setattr("executorch.exir.to_edge_transform_and_lower", fails)
+    with pytest.raises(
+        DistilkitError, match=r"base` cannot be exported for phones: no such kernel$"
+    ):
+        export(str(sources / "base"), tmp_path / "out", mobile=True)
+    assert not any(tmp_path.iterdir())
+
+
+def test_export_for_phones_says_so(
+    phone: Path,
+    sources: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    out, err = run(
+        monkeypatch, capfd, "export", sources / "base", "--out", tmp_path / "x", "--int8", "--mobile"
+    )  # fmt: skip
+    assert f"{tmp_path / 'x' / 'model.pte'}\tfor phones\tfp32" in out
+    assert "executorch" in out
+    assert "cpuinfo" not in err  # what the runtime tells of the processor
+    assert (tmp_path / "x" / "model.pte").is_file()

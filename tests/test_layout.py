@@ -20,7 +20,7 @@ ROWS = (
     {"batches", "decode", "exported", "noise", "on_device", "targets"},
     {"assembly", "captions", "loop", "pauses", "plan", "stored"},
     {"recognisers"},
-    {"models", "report", "training"},
+    {"cards", "models", "training"},
     {
         "bench",
         "convert",

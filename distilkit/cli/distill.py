@@ -117,8 +117,8 @@ def follow(job: "Job") -> float:
 def announce(job: "Job") -> None:
     """Show what is going to happen."""
     from distilkit.audio import clock
+    from distilkit.cards import noise_text, objective_text
     from distilkit.cli import console
-    from distilkit.report import noise_text, objective_text
 
     facts, teacher, student = job.facts, job.facts["teacher"], job.facts["student"]
     form = f"{student['layers']} layers, {student['parameters'] / 1e6:.2f} M parameters"

@@ -22,6 +22,12 @@ def export(
     int8: Annotated[
         bool, typer.Option("--int8", help="Store weights in int8: a quarter of the size.")
     ] = False,
+    mobile: Annotated[
+        bool,
+        typer.Option(
+            "--mobile", help="Also write a program for phones (ExecuTorch), weights in fp32."
+        ),
+    ] = False,
     data: Annotated[
         list[Path] | None,
         typer.Option(
@@ -49,6 +55,7 @@ def export(
         model,
         out,
         precision="int8" if int8 else "fp16" if fp16 else "fp32",
+        mobile=mobile,
         audio=data or [],
         track=console.track,
     )
@@ -104,3 +111,8 @@ def _show(done: "Export") -> None:
         f"{done.folder}\t{done.facts['kind']}\t{done.facts['precision']}, "
         f"{done.facts['bytes'] / 1e6:.1f} MB\tverified: cosine at least {least}"
     )
+    if phone := done.facts.get("mobile"):
+        console.result(
+            f"{done.folder / phone['file']}\tfor phones\tfp32, {phone['bytes'] / 1e6:.1f} MB\t"
+            f"verified: largest error at most {TOLERANCES['fp32'].error:g}"
+        )

@@ -179,8 +179,8 @@ def _train(job: "Job", json: bool) -> None:
 
 def _announce(job: "Job") -> None:
     from distilkit.audio import clock
+    from distilkit.cards import text_text, training_text
     from distilkit.cli import console
-    from distilkit.report import text_text, training_text
 
     facts = job.facts
     base, size = facts["base"], facts["parameters"]

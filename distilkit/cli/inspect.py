@@ -201,9 +201,9 @@ def _transcribed(name: str, text_column: str) -> dict[str, Any] | None:
 def _recogniser(name: str) -> dict[str, Any] | None:
     """A recogniser, adapters or a tokenizer in a folder; None where it is none of them."""
     from distilkit import recognisers, teachers, tokenizers
+    from distilkit.cards import text_text
     from distilkit.convert import describe
     from distilkit.encoder import FAMILIES
-    from distilkit.report import text_text
     from distilkit.teachers.huggingface import configuration
 
     path = Path(name)

@@ -132,8 +132,8 @@ def _facts(raw: Sequence[str], lines: Sequence[str], text: "Text") -> dict[str, 
 
 def _show(facts: dict[str, Any], made: "Tokenizer", lines: Sequence[str], kind: str) -> None:
     """Two tables: the text and its tokens, and some lines before and after normalisation."""
+    from distilkit.cards import text_text
     from distilkit.cli import console
-    from distilkit.report import text_text
 
     alphabet, gone = Counter(facts["alphabet"]), Counter(facts["gone"])
     rare = Counter({char: count for char, count in alphabet.items() if count < RARE})

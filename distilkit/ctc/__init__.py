@@ -19,12 +19,12 @@ from torch import nn
 
 from distilkit import (
     __version__,
+    cards,
     config,
     data,
     loop,
     plan,
     recognisers,
-    report,
     students,
     teachers,
     tokenizers,
@@ -265,7 +265,7 @@ def train(job: Job, stop: Callable[[], bool] = lambda: False) -> Iterator[loop.S
                 "recipe.toml": config.dump_recipe(recipe),
                 "audio.jsonl.gz": data.dump_windows(job.collection),
                 "skipped.tsv": data.dump_skipped(job.collection.skipped),
-                "run.json": report.json_text(job.facts),
+                "run.json": cards.json_text(job.facts),
                 **_tokenizer_files(job.tokenizer, job.checkpoint.normalise),
             }
         )
@@ -401,7 +401,7 @@ def _finish(job: Job, trainee: Trainee) -> None:
         assert kept.keys() == trainee.weights().keys()
         trainee.load_state_dict(kept, strict=False)  # what is frozen is as it was
     trainee.eval()
-    card = report.recogniser_card(
+    card = cards.recogniser_card(
         facts=job.facts, recipe=job.recipe, tokenizer=job.tokenizer, rows=rows, best=best(rows)
     )
     (adapters,) = trainee.adapters
@@ -416,7 +416,7 @@ def _finish(job: Job, trainee: Trainee) -> None:
             made.model.config.save_pretrained(beside)
             tokenizers.save(made.tokenizer, beside, made.normalise)
             told = {**job.facts["base"], "layers": job.recipe.model.layers}
-            (beside / BASE).write_text(report.json_text(told), encoding="utf-8")
+            (beside / BASE).write_text(cards.json_text(told), encoding="utf-8")
             (beside / "README.md").write_text(card, encoding="utf-8")
     if job.facts["merge"]:
         merged = replace(made, model=adapters.merge_and_unload())

@@ -16,12 +16,12 @@ from typing import Any
 from distilkit import (
     __version__,
     assembly,
+    cards,
     codebooks,
     config,
     data,
     loop,
     plan,
-    report,
     stored,
     students,
     teachers,
@@ -202,7 +202,7 @@ def train(
                 "recipe.toml": config.dump_recipe(recipe),
                 "audio.jsonl.gz": data.dump_windows(job.collection),
                 "skipped.tsv": data.dump_skipped(job.collection.skipped),
-                "run.json": report.json_text(job.facts),
+                "run.json": cards.json_text(job.facts),
             }
         )
     accelerator.wait_for_everyone()  # the folder is there
@@ -360,7 +360,7 @@ def _finish(job: Job, distiller: Distiller) -> None:
         objective = job.recipe.objective
         layers = ",".join(map(str, assembly.target_layers(objective)))
         beside.write_bytes(save(named, metadata={"layers": layers}))
-    card = report.card(
+    card = cards.card(
         facts=job.facts,
         recipe=job.recipe,
         student=distiller.student,

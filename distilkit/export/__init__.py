@@ -1,4 +1,4 @@
-"""Models for devices: one ONNX file, weights in fp32, fp16 or int8, checked on speech before it is kept."""
+"""Models for devices: an ONNX file, weights in fp32, fp16 or int8, checked on speech before it is kept."""
 
 import json
 import os
@@ -14,6 +14,7 @@ from distilkit.audio import FRAME_RATE, FRAME_SAMPLES, HOP_SAMPLES, SAMPLE_RATE
 from distilkit.data import Tracker, untracked
 from distilkit.encoder import FAMILIES, Encoder, fingerprint
 from distilkit.errors import DistilkitError
+from distilkit.export import mobile as phones
 from distilkit.export.card import SCRIPT, card
 from distilkit.export.graph import Graph, to_onnx
 from distilkit.export.verify import (
@@ -50,6 +51,7 @@ def export(
     out: Path,
     *,
     precision: config.ExportPrecision = "fp32",
+    mobile: bool = False,
     audio: Sequence[str | Path] = (),
     track: Tracker = untracked,
 ) -> Export:
@@ -58,7 +60,8 @@ def export(
     Args:
         name: an encoder or a recogniser: a folder, file, run or hub id.
         out: the folder to make; it must be new.
-        precision: how weights are stored.
+        precision: how weights are stored in the ONNX file.
+        mobile: write a program for phones too (ExecuTorch), whose weights stay in fp32.
         audio: recordings to verify on, with text or without; empty for the built-in speech.
         track: wraps an iterable to show progress.
 
@@ -68,7 +71,7 @@ def export(
     """
     if os.path.lexists(out):
         raise DistilkitError(f"`{out}` already exists", "another --out, or remove it first")
-    needed()
+    needed(mobile)
     said, recogniser, encoder, checkpoint = _read(name)
     clips, texts = speech(audio, track)
     make_parent(out)
@@ -96,17 +99,27 @@ def export(
             "milliseconds": {check.runtime: check.milliseconds for check in kept},
             "checked": [asdict(check) for check in checks],
         }
+        if mobile:
+            phones.to_mobile(graph, folder / phones.FILE, name)
+            made = phones.load(folder, facts, graph.outputs)
+            short = [clip[: phones.LONGEST] for clip in clips]
+            found = check(made, encoder, recogniser, short, texts, track)
+            refuse(found, "fp32", name, audio)
+            facts["mobile"] = phones.describe(folder, graph.outputs) | {"checked": asdict(found)}
+            checks, kept = [*checks, found], [*kept, found]
         _write(folder, facts)
         shutil.copyfile(Path(exported.__file__).with_name("on_device.py"), folder / SCRIPT)
         (folder / "README.md").write_text(card(facts, kept), encoding="utf-8")
     return Export(folder=out, facts=facts, checks=checks)
 
 
-def needed() -> None:
-    """Refuse where the packages are missing that write and run ONNX."""
+def needed(mobile: bool) -> None:
+    """Refuse where the packages are missing that write and run ONNX, or programs for phones."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         if find_spec(package) is None:
             raise DistilkitError(f"`distilkit export` needs {package}", exported.INSTALL)
+    if mobile and find_spec(phones.RUNTIME) is None:
+        raise DistilkitError(f"`--mobile` needs {phones.RUNTIME}", phones.INSTALL)
 
 
 def _runtimes(precision: config.ExportPrecision) -> list[str]:

@@ -45,12 +45,34 @@ def card(facts: dict[str, Any], checks: Sequence[Checked]) -> str:
             *(_row(check, place) for check in checks for place in range(len(check.layers))),
             *(line for check in checks for line in _words(check)),
             "",
+            *(_phone(facts["mobile"]) if "mobile" in facts else []),
             "## Licence",
             "",
             "That of the model it was made of; distilkit adds no terms of its own.",
             "",
         ]
     )
+
+
+def _phone(told: dict[str, Any]) -> list[str]:
+    """How the program for phones is asked."""
+    return [
+        "## On a phone",
+        "",
+        f"`{told['file']}` is the same model as an ExecuTorch program, weights in fp32, "
+        f"{told['bytes'] / 1e6:.1f} MB, computed by XNNPACK. Its method `forward` takes one clip, float32 "
+        f"(1, samples), {told['shortest']} to {told['longest']} samples, as it was recorded, and gives "
+        f"`{'`, `'.join(told['outputs'])}`, in this order. Kotlin, Swift and C++ load it with ExecuTorch's "
+        "own library; so does Python:",
+        "",
+        "```python",
+        "from executorch.runtime import Runtime",
+        "",
+        f'method = Runtime.get().load_program("{told["file"]}").load_method("forward")',
+        "outputs = method.execute([wave])",
+        "```",
+        "",
+    ]
 
 
 def _row(check: Checked, place: int) -> str:

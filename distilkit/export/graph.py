@@ -52,8 +52,9 @@ class Graph(nn.Module):
     def forward(self, wave: Tensor) -> tuple[Tensor, ...]:
         """All layers, and a recogniser's logarithms of probabilities behind them."""
         if self.normalise:
-            wave = wave - wave.mean(1, keepdim=True)
-            wave = wave / torch.sqrt((wave * wave).mean(1, keepdim=True) + 1e-7)
+            wide = wave.double()  # some runtimes add up samples one by one
+            wide = wide - wide.mean(1, keepdim=True)
+            wave = (wide / torch.sqrt((wide * wide).mean(1, keepdim=True) + 1e-7)).float()
         seen = self.encoder(wave, output_hidden_states=True)
         states = [*seen.hidden_states[: self.depth], seen.last_hidden_state]
         if self.head is None:
@@ -86,7 +87,7 @@ def to_onnx(graph: Graph, file: Path, name: str) -> None:
     samples = torch.export.Dim("samples", min=FRAME_SAMPLES, max=3600 * SAMPLE_RATE)
     clips = torch.export.Dim("clips", min=1, max=1024)
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 graph.eval(),
                 (torch.randn(2, SAMPLE_RATE),),
@@ -108,7 +109,7 @@ def to_onnx(graph: Graph, file: Path, name: str) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without what the exporter tells of its own insides."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
