@@ -9,6 +9,7 @@ Letters in names: B clips in a batch, S samples.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from distilkit import data
 from distilkit.audio import SAMPLE_RATE, frames
 from distilkit.errors import DistilkitError
 from distilkit.listeners import grouped, in_order
@@ -179,7 +181,16 @@ def stream(
     )
     batches = iter(loader)
     for number in range(first, last + 1):
-        micro = [next(batches) for _ in schedule.step(number)]
+        try:
+            micro = [next(batches) for _ in schedule.step(number)]
+        except RuntimeError as error:  # of torch's DataLoader
+            if "worker" not in str(error):
+                raise
+            raise DistilkitError(
+                f"step {number}: a process that loads audio ended ({str(error).splitlines()[0]}), most "
+                "often for want of memory",
+                "go on with --resume; --set batches.workers=0 in a new run loads without such processes",
+            ) from error
         for batch in micro:
             if isinstance(batch, DistilkitError):
                 raise batch
@@ -207,13 +218,21 @@ def load(cuts: Sequence[MonoCut], beside: Beside | None = None) -> Batch:
     """
     clips = []
     for cut in cuts:
+        name = cut.recording.sources[0].source
         try:
             clips.append(torch.from_numpy(cut.load_audio()[0]))
+        except MemoryError:
+            raise
         except Exception as error:  # lhotse wraps whatever its backends raise
-            name = cut.recording.sources[0].source
             raise DistilkitError(
                 f"`{name}` can no longer be read", "put it back and type the command with --resume"
             ) from error
+        known = cut.custom or {}
+        if "stamp" in known and not data.still(Path(name), known["stamp"], known["digest"]):
+            raise DistilkitError(
+                f"`{name}` is no longer the sound that it was when this began",
+                "put it back and type the command with --resume, or start a new run",
+            )
     found = [beside(cut, clip) for cut, clip in zip(cuts, clips, strict=True)] if beside else []
     return Batch(
         ids=tuple(cut.id for cut in cuts),

@@ -97,10 +97,11 @@ def card(
             "",
             "The loss says how well the student predicts its teacher, not how well it does a task.",
         ]
-    elif rows:
+    elif whole := [row for row in rows if row["loss"] is not None]:
+        first, last = whole[0], whole[-1]
         lines.append(
-            f"Training loss per frame: {rows[0]['loss']:.4f} at step {rows[0]['step']}, "
-            f"{rows[-1]['loss']:.4f} at step {rows[-1]['step']}. Nothing was held out, so how it "
+            f"Training loss per frame: {first['loss']:.4f} at step {first['step']}, "
+            f"{last['loss']:.4f} at step {last['step']}. Nothing was held out, so how it "
             "does on new recordings was not measured."
         )
     lines += [

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from distilkit import config
-from distilkit.audio import FRAME_SAMPLES, SAMPLE_RATE, Samples, decode
-from distilkit.data import Found, Skipped, Tracker, find, untracked
+from distilkit.audio import FRAME_SAMPLES, SAMPLE_RATE, AudioError, Samples, decode
+from distilkit.data import Found, Skipped, Tracker, find, stamp, untracked
 from distilkit.errors import DistilkitError
 from distilkit.listeners import Encodes, Frames, Stream, encode_stream, in_order
-from distilkit.runs import discard, make_parent, replacing, write_text
+from distilkit.runs import append_line, discard, make_parent, replacing, write_text
 
 WHOLE_SECONDS = 30.0  # recordings up to this are embedded whole
 BATCH_SECONDS = 30.0  # audio in memory at once, padding counted
@@ -128,8 +128,7 @@ def embed(
             continue
         embedded.append(result)
         if not alone and result.id not in done:
-            with (folder / INDEX).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(result), ensure_ascii=False) + "\n")
+            append_line(folder / INDEX, json.dumps(asdict(result), ensure_ascii=False))
     if not embedded:
         if not alone and not done:
             _remove_if_empty(folder)
@@ -168,7 +167,7 @@ def _embed_all(
             output=outputs[item.id],
             shape=shape,
             seconds=round(samples() / SAMPLE_RATE, 3),
-            stamp=_stamp(item.path),
+            stamp=stamp(item.path),
         )
 
     def flush() -> Iterator[Embedded]:
@@ -184,20 +183,20 @@ def _embed_all(
             yield Skipped(path=str(item.path), reason=item.reason, kind="not audio")
             continue
         try:
-            if item.id in done and done[item.id].stamp == _stamp(item.path):
+            if item.id in done and done[item.id].stamp == stamp(item.path):
                 yield done[item.id]
                 continue
             stream = Stream(decode(item.path).blocks)
             head = stream.take(int(WHOLE_SECONDS * SAMPLE_RATE) + 1)
             if len(head) < FRAME_SAMPLES:
-                raise DistilkitError(
+                raise AudioError(
                     f"{len(head) / SAMPLE_RATE:.3f} s is shorter than one frame (0.025 s)"
                 )
             if len(head) > WHOLE_SECONDS * SAMPLE_RATE:
                 pieces = encode_stream(encoder, head, stream, layers)
                 yield write(item, pieces, lambda stream=stream: stream.samples)  # type: ignore[misc]
                 continue
-        except DistilkitError as error:
+        except AudioError as error:
             yield Skipped(path=str(item.path), reason=error.about(item.path), kind="unusable")
             continue
         waiting.append((item, head))
@@ -247,7 +246,7 @@ def _write(
 
     The array is (L, T, D) when `stacked`, else (T, D); without T when pooled.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_parent(path)
     with replacing(path) as beside:
         if pool == "mean":
             total, count = np.zeros(()), 0
@@ -290,14 +289,6 @@ def _output_names(found: Sequence[Found]) -> dict[str, str]:
         stem = os.path.splitext(item.id)[0]
         names[item.id] = f"{stem}.npy" if stems[stem] == 1 else f"{item.id}.npy"
     return names
-
-
-def _stamp(path: Path) -> str:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise DistilkitError(f"cannot open `{path}`: {error.strerror}") from error
-    return f"{status.st_size}:{status.st_mtime_ns}"
 
 
 def _reopen(folder: Path, settings: dict[str, Any], target: Path) -> dict[str, Embedded]:

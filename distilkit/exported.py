@@ -3,7 +3,6 @@
 Letters in names: B clips in a batch, S samples, T frames, L layers, D width, K tokens.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -21,6 +20,7 @@ from distilkit.audio import Samples
 from distilkit.errors import DistilkitError
 from distilkit.hub import EXPORTED
 from distilkit.listeners import Frames, LogProbs
+from distilkit.runs import digest
 from distilkit.tokenizers import DELIMITER, SPACE, Tokenizer
 
 MODEL = "model.onnx"
@@ -202,12 +202,6 @@ def read(path: Path) -> dict[str, Any]:
 def _again(facts: dict[str, Any], path: Path) -> str:
     flag = "" if facts["precision"] == "fp32" else f" --{facts['precision']}"
     return f"distilkit export {facts['source']['name']} --out {path.name}-again{flag}"
-
-
-def digest(file: Path) -> str:
-    """The SHA-256 of a file."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 # -------------------------------------------------------------------------------------- runtimes

@@ -24,7 +24,8 @@ from distilkit.encoder import keep_freed_memory
 from distilkit.errors import DistilkitError
 from distilkit.objectives import Loss
 
-MAX_OVERFLOWS = 20  # fp16 steps in a row that may be skipped while the loss scale settles
+MAX_OVERFLOWS = 20  # fp16 steps in a row that may be left out while the loss scale settles
+MAX_BROKEN = 3  # steps in a row whose loss or gradient is not finite, at which training stops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,8 @@ class Step:
     audio_seconds: float
     seconds: float  # of wall-clock time
     waited: float = 0.0  # of these, for audio
-    updated: bool = True  # False where fp16 overflowed and the step was left out
+    updated: bool = True  # False where the step was left out: fp16 overflowed, or it is `broken`
+    broken: str = ""  # what was not finite, in which clips
     lowered: float = 0.0  # seconds in memory at once from here on, where memory had run out
     valid: dict[str, float] = field(default_factory=dict)  # means per frame, where validated
 
@@ -139,13 +141,13 @@ def fit(
         room: how much may be in memory at once; lowered here.
 
     Raises:
-        DistilkitError: the loss or its gradient is not a finite number, or memory runs out with a
-            single clip in it, or in one of several processes.
+        DistilkitError: the loss or its gradient is not finite in `MAX_BROKEN` steps in a row (fewer are
+            left out), or memory runs out with a single clip in it, or in one of several processes.
     """
     module.train()
     room = room or Room()
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    overflows = 0
+    overflows = bad = 0
     for number in range(start + 1, steps + 1):
         began = time.perf_counter()
         rate = learning_rate(number, steps, settings)
@@ -170,17 +172,17 @@ def fit(
         values = _over_ranks(accelerator, [float(value) for value in sums.values()])
         means = {name: value / counted[0] for name, value in zip(sums, values, strict=True)}
         norm = float(accelerator.clip_grad_norm_(trained, settings.clip_norm))
-        if not math.isfinite(means["loss"]) or (
-            not math.isfinite(norm) and accelerator.scaler is None
-        ):
-            clips = ", ".join(f"`{id}`" for batch in micro for id in batch.ids[:3])
+        broken = _broken(accelerator, means["loss"], norm, micro)
+        bad = bad + 1 if broken else 0
+        if bad == MAX_BROKEN:
             raise DistilkitError(
-                f"step {number}: the loss is {means['loss']} and its gradient norm {norm}; clips {clips}",
-                "--set train.precision=fp32, or a smaller --set train.learning_rate",
+                f"step {number}, the {MAX_BROKEN}rd in a row: {broken}",
+                "a smaller --set train.learning_rate, or --set train.precision=fp32, in a new run",
             )
-        optimizer.step()
+        if not broken or accelerator.scaler is not None:  # which leaves it out, and notes that
+            optimizer.step()
         optimizer.zero_grad()
-        skipped = bool(getattr(optimizer, "step_was_skipped", False))
+        skipped = not broken and bool(getattr(optimizer, "step_was_skipped", False))
         overflows = overflows + 1 if skipped else 0
         if overflows > MAX_OVERFLOWS:
             raise DistilkitError(
@@ -196,7 +198,8 @@ def fit(
             audio_seconds=counted[1],
             seconds=time.perf_counter() - began,
             waited=waited,
-            updated=not skipped,
+            updated=not skipped and not broken,
+            broken=broken,
             lowered=room.seconds if room.seconds < before else 0.0,
         )
 
@@ -224,6 +227,19 @@ def _accumulate(
             raise
         return None
     return sums
+
+
+def _broken(accelerator: Accelerator, loss: float, norm: float, micro: Sequence[Batch]) -> str:
+    """What of a step is not finite, and which clips are in it; nothing where all is well.
+
+    A gradient that overflows in fp16 is the loss scale's business.
+    """
+    if math.isfinite(loss) and (math.isfinite(norm) or accelerator.scaler is not None):
+        return ""
+    ids = [id for batch in micro for id in batch.ids]
+    more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
+    clips = ", ".join(f"`{id}`" for id in ids[:8])
+    return f"the loss is {loss:g}, its gradient norm {norm:g}; clips {clips}{more}"
 
 
 def _lower(room: Room, micro: Sequence[Batch], number: int, accelerator: Accelerator) -> None:

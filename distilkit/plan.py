@@ -18,6 +18,7 @@ from distilkit.batches import Schedule
 from distilkit.encoder import Encoder
 from distilkit.errors import DistilkitError
 from distilkit.front import BEGUN
+from distilkit.runs import CHECKPOINTS
 
 MEMORY_SHARE = 0.5  # of what is free, for the activations of one micro-batch
 CPU_MICRO_SECONDS = 64.0  # more at once is no faster on a processor, whatever the model
@@ -477,10 +478,10 @@ def again(kept: Mapping[str, Any]) -> Plan:
 
 
 def disk(student: int, trained: int) -> int:
-    """Bytes that a run writes: one checkpoint (trained weights and two moments), another while it is
-    replaced, and the result.
+    """Bytes that a run writes: two checkpoints (trained weights and two moments), another while it
+    replaces the older one, and the result.
     """
-    return 4 * (2 * 3 * trained + student)
+    return 4 * ((CHECKPOINTS + 1) * 3 * trained + student)
 
 
 def check_disk(folder: Path, needed: int) -> None:

@@ -6,7 +6,7 @@
     skipped.tsv        every file that is not used, with its reason
     metrics.jsonl      one line per optimizer step; holds no clock, so equal runs give equal files
     speed.jsonl        the clock: seconds and memory per step
-    checkpoints/       the newest state to resume from
+    checkpoints/       the newest state to resume from, and the one before it
     heads.safetensors  the prediction heads, at the end
     best.safetensors   a recogniser's weights where it did best on what is held out, so far
     student/           the student as a Hugging Face folder, at the end
@@ -15,14 +15,18 @@
 Every file is written beside its place and moved there whole; nothing is pickled.
 """
 
+import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
+import socket
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from distilkit.errors import DistilkitError
 
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
 RESULTS = ("student", "model", "adapter")
 CHECKPOINT_STATE = "state.json"
 CHECKPOINT_TENSORS = "tensors.safetensors"
+CHECKPOINTS = 2  # that are kept: should the newest be damaged, there is one before it
 
 
 @contextmanager
@@ -54,11 +59,22 @@ def replacing(path: Path) -> Iterator[Path]:
             os.replace(beside, path)
         _sync([path.parent])
     except OSError as error:
-        raise DistilkitError(
-            f"cannot write `{path}`: {error.strerror or error}", "distilkit doctor"
-        ) from error
+        raise unwritable(path, error) from error
     finally:
         discard(beside)
+
+
+def unwritable(path: Path, error: OSError) -> DistilkitError:
+    """What a user is told where a file or folder cannot be written."""
+    hints = {
+        errno.ENOSPC: "make room on that disk, or choose a folder on another",
+        errno.EDQUOT: "make room within your quota, or choose a folder elsewhere",
+        errno.EACCES: "choose a folder that you can write",
+        errno.EPERM: "choose a folder that you can write",
+        errno.EROFS: "choose a folder that can be written",
+    }
+    hint = hints.get(error.errno or 0, "distilkit doctor")
+    return DistilkitError(f"cannot write `{path}`: {error.strerror or error}", hint)
 
 
 def discard(path: Path) -> None:
@@ -90,6 +106,19 @@ def write_text(path: Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8")
 
 
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text file.
+
+    Raises:
+        DistilkitError: it cannot be written; half of it may be there.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
 def _sync(paths: Iterable[Path]) -> None:
     """Ask the system to put these files, and the entries of these folders, on the disk."""
     for path in paths:
@@ -105,7 +134,8 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._lock: IO[str] | None = None
+        self._problems: list[str] = []
+        self._whole: dict[tuple[Path, int], bool] = {}
 
     @property
     def exists(self) -> bool:
@@ -176,20 +206,29 @@ class Run:
         """Hold the run; the lock goes with the process, however it ends.
 
         Raises:
-            DistilkitError: another process holds it.
+            DistilkitError: another process holds it, and which.
         """
-        self._lock = (self.folder / ".lock").open("w")
+        path = self.folder / ".lock"
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock.close()
-            raise DistilkitError(
-                f"another process is working in `{self.folder}`", "wait for it, or another --out"
-            ) from error
-        try:
+            lock = path.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise unwritable(path, error) from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock.truncate(0)  # whoever held it before is gone
+                since = time.strftime("%Y-%m-%d %H:%M")
+                lock.write(f"process {os.getpid()} on {socket.gethostname()}, since {since}\n")
+                lock.flush()
+            except BlockingIOError as error:
+                owner = path.read_text(encoding="utf-8", errors="replace").strip()
+                raise DistilkitError(
+                    f"`{self.folder}` is in use: {owner or 'another process'} works in it",
+                    "wait for it, or another --out",
+                ) from error
+            except OSError as error:
+                raise unwritable(path, error) from error
             yield
-        finally:
-            self._lock.close()
 
     def read(self) -> dict[str, Any]:
         """What `run.json` says.
@@ -211,9 +250,12 @@ class Run:
         return content
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
-        """Add one line to a JSON-lines file of the run."""
-        with (self.folder / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        """Add one line to a JSON-lines file of the run.
+
+        Raises:
+            DistilkitError: it cannot be written; half a line may be there, which no reader sees.
+        """
+        append_line(self.folder / name, json.dumps(row))
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """The lines of a JSON-lines file of the run; a half-written last line is left out."""
@@ -228,8 +270,9 @@ class Run:
 
         Of several processes one does it.
         """
-        for leftover in (self.folder / "checkpoints").glob(".*"):
-            discard(leftover)
+        later = [path for path in self._checkpoints() if _step(path) > step]  # they are damaged
+        for path in [*(self.folder / "checkpoints").glob(".*"), *later]:
+            discard(path)
         for name in ("metrics.jsonl", "speed.jsonl"):
             kept = [row for row in self.rows(name) if row["step"] <= step]
             write_text(self.folder / name, "".join(json.dumps(row) + "\n" for row in kept))
@@ -237,7 +280,7 @@ class Run:
     def save_checkpoint(
         self, step: int, tensors: Mapping[str, "Tensor"], state: Mapping[str, Any]
     ) -> None:
-        """Save all that optimizer step `step` left behind; older checkpoints go after it is safe."""
+        """Save all that optimizer step `step` left behind; the one before it stays, those before go."""
         from safetensors.torch import save_file
 
         path = self.folder / "checkpoints" / f"step-{step:08d}"
@@ -245,41 +288,86 @@ class Run:
             beside.mkdir()
             whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
             save_file(whole, beside / CHECKPOINT_TENSORS)
-            (beside / CHECKPOINT_STATE).write_text(json.dumps({**state, "step": step}))
-        for older in self._checkpoints():
-            if older != path:
-                discard(older)
+            sums = {"step": step, "sha256": digest(beside / CHECKPOINT_TENSORS)}
+            (beside / CHECKPOINT_STATE).write_text(json.dumps({**state, **sums}))
+        for older in self._checkpoints()[:-CHECKPOINTS]:
+            discard(older)
 
     def load_checkpoint(self) -> tuple[dict[str, "Tensor"], dict[str, Any]] | None:
-        """The newest checkpoint's tensors and state, or None where there is none.
+        """The tensors and the state of the newest checkpoint that is whole, or None where there is none.
 
         Raises:
-            DistilkitError: its files are damaged.
+            DistilkitError: there are checkpoints, and all of them are damaged.
         """
-        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        checkpoints = self._checkpoints()
-        if not checkpoints:
-            return None
-        newest = checkpoints[-1]
-        try:
-            state = json.loads((newest / CHECKPOINT_STATE).read_text())
-            return load_file(newest / CHECKPOINT_TENSORS), state
-        except (OSError, ValueError, SafetensorError) as error:
+        newest = self._newest()
+        if newest is not None:
+            return load_file(newest / CHECKPOINT_TENSORS), _state(newest)
+        if self._checkpoints():
+            place = self.folder / "checkpoints"
             raise DistilkitError(
-                f"checkpoint `{newest}` is damaged: {error}",
-                f"rm -r {newest} to start this run again from its beginning",
-            ) from error
+                f"every checkpoint in `{place}` is damaged",
+                f"rm -r {place}/step-* to start this run again from its beginning",
+            )
+        return None
 
     @property
     def done(self) -> int:
-        """The optimizer step of the newest checkpoint; 0 where there is none."""
-        checkpoints = self._checkpoints()
-        return int(checkpoints[-1].name.removeprefix("step-")) if checkpoints else 0
+        """The optimizer step of the newest checkpoint that is whole; 0 where there is none."""
+        newest = self._newest()
+        return _step(newest) if newest else 0
+
+    @property
+    def problems(self) -> list[str]:
+        """What is damaged and can be done without."""
+        self._newest()
+        return self._problems
+
+    def _newest(self) -> Path | None:
+        """The newest checkpoint that is whole; `problems` has those that are not."""
+        for path in reversed(self._checkpoints()):
+            tensors = path / CHECKPOINT_TENSORS
+            key = path, tensors.stat().st_mtime_ns if tensors.is_file() else 0
+            if key not in self._whole:
+                self._whole[key] = _is_whole(path)
+                if not self._whole[key]:
+                    self._problems.append(
+                        f"checkpoint `{path}` is damaged and left out; the one before it has to do"
+                    )
+            if self._whole[key]:
+                return path
+        return None
 
     def _checkpoints(self) -> list[Path]:
         return sorted((self.folder / "checkpoints").glob("step-*"))
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def _state(checkpoint: Path) -> dict[str, Any]:
+    state = json.loads((checkpoint / CHECKPOINT_STATE).read_text())
+    return {name: value for name, value in state.items() if name != "sha256"}
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint's files are what was written."""
+    try:
+        said = json.loads((checkpoint / CHECKPOINT_STATE).read_text())
+        return bool(
+            said["step"] == _step(checkpoint)
+            and said["sha256"] == digest(checkpoint / CHECKPOINT_TENSORS)
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def digest(file: Path) -> str:
+    """The SHA-256 of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def newest_run(root: Path, *, finished: bool, kind: str) -> Run | None:

@@ -30,6 +30,8 @@ NEW = {  # how runs are begun
     "finetune-ctc": "distilkit finetune-ctc DATA --tokenizer DIR",
 }
 MEASURED = 100.0  # seconds of audio whose steps a plan takes
+STRETCH = 100  # steps whose mean loss is looked at
+LEARNED = 0.9  # of the first stretch's loss: what a run came below before it can be said to diverge
 Rows = list[dict[str, Any]]  # of metrics.jsonl
 
 
@@ -140,7 +142,7 @@ def steps(
         enough: asked with the metrics after each validation whether to end early.
 
     Raises:
-        DistilkitError: the checkpoint is damaged, or a loss is not finite.
+        DistilkitError: every checkpoint is damaged, losses are not finite, or training diverges.
     """
     first = accelerator.is_main_process  # of several processes, the one that writes
     plan.cap(decided.device, recipe.train)
@@ -187,6 +189,7 @@ def steps(
             measured = loop.validate(accelerator, module, valid, made.loss_of, most, made.beside)
             step = replace(step, valid=told(measured))
         rows.append(_row(step))
+        check_course(rows, settings.learning_rate)
         ended = last or (bool(step.valid) and enough(rows))
         halt = loop.any_rank(accelerator, stop()) and not ended
         if first:
@@ -205,6 +208,32 @@ def steps(
         if ended:
             break
     return accelerator.unwrap_model(module)  # type: ignore[no-any-return]
+
+
+def check_course(rows: Rows, rate: float) -> None:
+    """Refuse to go on where all that was learned is lost again.
+
+    Looked at every `STRETCH` steps: the mean loss of the last ones against that of the first ones. A run that
+    never learned anything is left alone.
+
+    Args:
+        rows: of metrics.jsonl, up to now.
+        rate: the peak learning rate.
+
+    Raises:
+        DistilkitError: the loss is above where it began, and was well below.
+    """
+    if len(rows) < 3 * STRETCH or len(rows) % STRETCH:
+        return
+    stretches = [rows[at : at + STRETCH] for at in range(0, len(rows), STRETCH)]
+    losses = [mean(row["loss"] for row in part if row["loss"] is not None) for part in stretches]
+    first, last, least = losses[0], losses[-1], min(losses)
+    if last > first and least < LEARNED * first:
+        raise DistilkitError(
+            f"step {rows[-1]['step']}: training diverged: a loss of {last:.3f} over {STRETCH} steps, "
+            f"{least:.3f} at its best, {first:.3f} at the beginning",
+            f"--set train.learning_rate={rate / 3:.1g} in a new run",
+        )
 
 
 def settle(
@@ -311,17 +340,23 @@ def holding(run: Run, accelerator: Accelerator) -> Any:
 
 
 def _row(step: loop.Step) -> dict[str, Any]:
-    row = {
+    row: dict[str, Any] = {
         "step": step.number,
-        "loss": step.loss,
-        **step.parts,
-        "grad_norm": step.grad_norm,
+        **{name: _finite(value) for name, value in {"loss": step.loss, **step.parts}.items()},
+        "grad_norm": _finite(step.grad_norm),
         "learning_rate": step.learning_rate,
         "audio_seconds": step.audio_seconds,
     }
     if not step.updated:
         row["updated"] = False
+    if step.broken:
+        row["broken"] = step.broken
     return row | ({"valid": step.valid} if step.valid else {})
+
+
+def _finite(value: float) -> float | None:
+    """A number that JSON can hold."""
+    return value if math.isfinite(value) else None
 
 
 def _speed(step: loop.Step, where: str) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Which windows a step sees: all of them once a pass, in equal steps, the same on every call."""
 
+import os
 import random
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -111,3 +113,41 @@ def test_a_vanished_file_is_one_clear_error(speech: Path, tmp_path: Path) -> Non
     copy.unlink()
     with pytest.raises(DistilkitError, match="can no longer be read"):
         load(windows)
+
+
+def test_a_changed_file_is_one_clear_error_and_a_touched_one_is_none(
+    speech: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "only.wav"
+    sound = (speech / "b" / "clip01.wav").read_bytes()
+    copy.write_bytes(sound)
+    windows = collect([tmp_path], config.Data()).train
+    before = load(windows)
+    os.utime(copy, (1, 1))
+    assert torch.equal(load(windows).wave_BS, before.wave_BS)
+    copy.write_bytes(sound[:-200] + bytes(200))
+    with pytest.raises(DistilkitError, match="only.wav` is no longer the sound that it was"):
+        load(windows)
+    copy.write_bytes(sound)
+    assert torch.equal(load(windows).wave_BS, before.wave_BS)
+
+
+def test_a_process_that_loads_and_dies_is_one_clear_error(
+    speech: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    windows = collect([speech], config.Data()).train
+    main, schedule = (
+        os.getpid(),
+        Schedule(
+            lengths=[cut.num_samples for cut in windows], seconds=5.0, micro_seconds=3.0, seed=1
+        ),
+    )
+
+    def dies(cuts: object, beside: object) -> None:
+        assert os.getpid() != main
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr("distilkit.batches.load", dies)
+    with pytest.raises(DistilkitError, match="step 1: a process that loads audio ended") as caught:
+        next(stream(windows, schedule, first=1, last=2, workers=1))
+    assert "--resume" in str(caught.value.hint)

@@ -30,7 +30,7 @@ OPTIONS = {
     "lm": {"--out", "--order", "--tokenizer", "--text-column", "--json"},
     "probe": {"--model", "--against", "--label", "--lexicon", "--text-column", "--folds", "--floors", "--features", "--workers", "--out", "--seed", "--json"},
     "bench": {"--seconds", "--batch", "--precision", "--rounds", "--json"},
-    "export": {"--out", "--fp16", "--int8", "--data", "--json"},
+    "export": {"--out", "--fp16", "--int8", "--mobile", "--data", "--json"},
     "convert": {"--out", "--format", "--json"},
     "inspect": {"--text-column", "--json"},
     "demo": {"--out", "--steps", "--json"},

@@ -13,6 +13,7 @@ import tempfile
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -640,11 +641,12 @@ def test_copies_are_reused_until_the_source_changes(folder: Path, cache: Path) -
 
 def test_a_spoilt_copy_is_made_again(folder: Path, cache: Path) -> None:
     write(folder / "a.wav", rate=44100)
-    before = scanned(folder)
+    (before,) = scanned(folder)
     for content in (b"", b"\0" * 10_000):
         (copy,) = cache.rglob("*.flac")
         copy.write_bytes(content)
-        assert scanned(folder) == before
+        (after,) = scanned(folder)
+        assert replace(after, stamp="") == replace(before, stamp="")  # the copy is a new one
         assert len(load(copy)) == 16000
 
 
@@ -713,6 +715,7 @@ def clips(seconds: list[float]) -> list[Clip]:
             samples=int(length * 16000),
             windows=((0, int(length * 16000)),),
             digest=f"{number}",
+            stamp="",
         )
         for number, length in enumerate(seconds)
     ]

@@ -160,7 +160,7 @@ def test_a_run_is_held_by_one_process(speech: Path, teacher_folder: Path, tmp_pa
     out = tmp_path / "run"
     steps = train(prepare([speech], teacher=str(teacher_folder), out=out, recipe=quick()))
     next(steps)
-    with pytest.raises(DistilkitError, match="another process is working in"):
+    with pytest.raises(DistilkitError, match="is in use: process"):
         next(train(prepare([], out=out, resume=True)))
     steps.close()
 

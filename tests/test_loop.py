@@ -193,12 +193,31 @@ def test_the_schedule_of_the_learning_rate() -> None:
     assert rates == pytest.approx([0.5, 1.0, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0.0])
 
 
-def test_a_loss_that_is_not_finite_names_step_and_clips() -> None:
-    setting = Setting()
-    bad = batch([1, 2])
+def broken(*ids: int) -> Batch:
+    """A batch with a sample that is no number."""
+    bad = batch(list(ids))
     bad.wave_BS[0, 100] = float("nan")
-    with pytest.raises(DistilkitError, match="step 2: the loss is nan.*`1`, `2`"):
-        list(setting.fit(iter([[batch([3])], [bad]]), 0, 4))
+    return bad
+
+
+def test_steps_that_are_not_finite_are_left_out() -> None:
+    """Two in a row change nothing; what comes after them trains as if they had not been."""
+    setting, other = Setting(), Setting()
+    done = list(setting.fit(iter([[batch([3])], [broken(1, 2)], [broken(4)], [batch([5])]]), 0, 4))
+    assert [step.updated for step in done] == [True, False, False, True]
+    assert done[1].broken == "the loss is nan, its gradient norm nan; clips `1`, `2`"
+    assert (done[0].broken, done[3].broken) == ("", "")
+    left = [next(other.fit(iter([[batch([3])]]), 0, 4)), *other.fit(iter([[batch([5])]]), 3, 4)]
+    assert [step.loss for step in left] == [done[0].loss, done[3].loss]
+    for one, two in zip(setting.module.parameters(), other.module.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_too_many_in_a_row_name_step_and_clips() -> None:
+    setting = Setting()
+    bad = [[broken(1, 2)], [broken(1)], [batch([3])], [broken(4)], [broken(1)], [broken(1, 2)]]
+    with pytest.raises(DistilkitError, match="step 6, the 3rd in a row: the loss is nan.*`1`, `2`"):
+        list(setting.fit(iter(bad), 0, 6))
 
 
 def test_a_gradient_that_is_not_finite_is_noticed() -> None:
@@ -208,13 +227,15 @@ def test_a_gradient_that_is_not_finite_is_noticed() -> None:
         loss = setting.loss_of(module, batch)
         return Loss(total=(loss.total - loss.total.detach()).sqrt(), parts={})
 
-    with pytest.raises(DistilkitError, match="step 1: the loss is 0.0 and its gradient norm"):
-        next(
-            loop.fit(
-                setting.accelerator, setting.module, setting.optimizer, iter([[batch([1])]]), steep,
-                setting.recipe.train, start=0, steps=2,
-            )
-        )  # fmt: skip
+    step = next(
+        loop.fit(
+            setting.accelerator, setting.module, setting.optimizer, iter([[batch([1])]]), steep,
+            setting.recipe.train, start=0, steps=2,
+        )
+    )  # fmt: skip
+    assert step.broken.startswith("the loss is 0, its gradient norm nan")
+    assert not step.updated
+    assert all(parameter.isfinite().all() for parameter in setting.module.parameters())
 
 
 def test_what_is_frozen_stays() -> None:

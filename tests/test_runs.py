@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -61,7 +60,7 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(DistilkitError, match=r"cannot write `.*file.txt`: No space left") as caught:
         with replacing(tmp_path / "file.txt"):
             raise OSError(28, "No space left on device")
-    assert caught.value.hint == "distilkit doctor"
+    assert caught.value.hint == "make room on that disk, or choose a folder on another"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -93,12 +92,41 @@ def test_two_processes_in_one_run(tmp_path: Path) -> None:
     )
     assert other.stdout is not None
     assert other.stdout.readline() == "in\n"
-    with pytest.raises(DistilkitError, match="another process is working in"), run.locked():
-        pass
+    with pytest.raises(DistilkitError, match=f"in use: process {other.pid} on .*, since") as caught:
+        with run.locked():
+            pass
+    assert caught.value.hint == "wait for it, or another --out"
     other.kill()
     other.communicate()
-    with run.locked():
+    with run.locked():  # of a process that is gone
         pass
+
+
+def test_a_lock_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path / "run")
+    run.create({"run.json": "{}"})
+    (run.folder / ".lock").mkdir()  # root may write anywhere, but not to a folder
+    with pytest.raises(DistilkitError, match=r"cannot write `.*/.lock`"), run.locked():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"),
+    [(28, "make room on that disk"), (13, "a folder that you can write"), (30, "can be written")],
+)
+def test_a_line_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, hint: str
+) -> None:
+    run = Run(tmp_path / "run")
+    run.create({"run.json": "{}"})
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(DistilkitError, match=os.strerror(number)) as caught:
+        run.append("metrics.jsonl", {"step": 1})
+    assert hint in str(caught.value.hint)
 
 
 def test_rewinding_forgets_later_and_half_written_lines(tmp_path: Path) -> None:
@@ -119,26 +147,67 @@ def test_checkpoints(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     run.create({"run.json": "{}"})
     assert run.load_checkpoint() is None
-    for step in (5, 10):
+    for step in (5, 10, 15):
         run.save_checkpoint(step, {"a": torch.full((3,), float(step))}, {"scale": 2.0})
-    leftover = run.folder / "checkpoints" / ".step-00000015.partial-1"
+    leftover = run.folder / "checkpoints" / ".step-00000020.partial-1"
     leftover.mkdir()
     saved = run.load_checkpoint()
     assert saved is not None
-    assert saved[0]["a"].tolist() == [10.0] * 3
-    assert saved[1] == {"scale": 2.0, "step": 10}
+    assert saved[0]["a"].tolist() == [15.0] * 3
+    assert saved[1] == {"scale": 2.0, "step": 15}
     assert leftover.is_dir()  # several processes load; the one that writes tidies
-    run.rewind(10)
-    assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["step-00000010"]
-    newest = run.folder / "checkpoints" / "step-00000010"
-    shutil.copytree(newest, newest.with_name("step-00000005"))  # as after a kill between the two
-    (newest.with_name("step-00000005") / "state.json").write_text('{"step": 5}')
-    again = run.load_checkpoint()
-    assert again is not None
-    assert again[1]["step"] == 10
-    tensors = newest / "tensors.safetensors"
-    tensors.write_bytes(tensors.read_bytes()[:20])
-    with pytest.raises(DistilkitError, match="is damaged") as caught:
+    run.rewind(15)
+    assert names(run) == ["step-00000010", "step-00000015"]
+    assert run.problems == []
+
+
+def names(run: Run) -> list[str]:
+    return sorted(path.name for path in (run.folder / "checkpoints").iterdir())
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:20])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "tensors cut": lambda path: cut(path / "tensors.safetensors"),
+    "a bit of a tensor": lambda path: flip(path / "tensors.safetensors"),
+    "tensors gone": lambda path: (path / "tensors.safetensors").unlink(),
+    "state cut": lambda path: cut(path / "state.json"),
+    "state gone": lambda path: (path / "state.json").unlink(),
+    "state of another step": lambda path: (path / "state.json").write_text('{"step": 1}'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, damage: str) -> None:
+    run = Run(tmp_path / "run")
+    run.create({"run.json": "{}"})
+    for step in (5, 10):
+        run.save_checkpoint(step, {"a": torch.full((3,), float(step))}, {})
+    DAMAGES[damage](run.folder / "checkpoints" / "step-00000010")
+    run = Run(run.folder)
+    assert run.done == 5
+    assert len(run.problems) == 1
+    assert "step-00000010` is damaged" in run.problems[0]
+    saved = run.load_checkpoint()
+    assert saved is not None
+    assert saved[0]["a"].tolist() == [5.0] * 3
+    run.rewind(5)
+    assert names(run) == ["step-00000005"]
+    run.save_checkpoint(10, {"a": torch.zeros(3)}, {})
+    assert run.done == 10
+    DAMAGES[damage](run.folder / "checkpoints" / "step-00000010")
+    DAMAGES[damage](run.folder / "checkpoints" / "step-00000005")
+    run = Run(run.folder)
+    assert run.done == 0
+    with pytest.raises(DistilkitError, match="every checkpoint in .* is damaged") as caught:
         run.load_checkpoint()
     assert str(caught.value.hint).startswith("rm -r ")
 

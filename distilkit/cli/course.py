@@ -68,7 +68,7 @@ def show_plan(job: Job, measured: "Measured", disk: int, json: bool) -> None:
         console.document(values)
         return
     steps = f"{left} steps of {measured.seconds_per_step:.2f} s, measured here"
-    disk_reason = "two checkpoints while one is replaced, the result" + (
+    disk_reason = "two checkpoints, a third while one is replaced, the result" + (
         ", targets" if job.plan.stored else ""
     )
     if measured.target_seconds:
@@ -120,6 +120,8 @@ def follow(
     from distilkit.cli import console
 
     plan.check_disk(job.run.folder, disk)
+    for problem in job.run.problems:
+        console.say(problem)
     began = time.monotonic()
     with console.stopping() as stop, Watch(job.plan) as watch:
         for step in train(stop):
@@ -200,7 +202,9 @@ class Watch:
                 f"step {step.number}: out of memory; from here on at most {step.lowered:.0f} s of "
                 "audio in memory at once, the step's audio stays the same"
             )
-        if not step.updated:
+        if step.broken:
+            console.say(f"step {step.number} left out: {step.broken}")
+        elif not step.updated:
             console.say(f"step {step.number}: fp16 overflow, loss scale lowered, step left out")
         if self._bar is not None:
             if self._task is None:

@@ -63,6 +63,8 @@ def _run(name: str) -> dict[str, Any] | None:
         return None
     facts, rows = run.read(), run.rows("metrics.jsonl")
     valid = [row for row in rows if "valid" in row]
+    whole = [row for row in rows if row["loss"] is not None]
+    loss = {f"step {row['step']}": round(row["loss"], 4) for row in whole[:1] + whole[-1:]}
     if facts["kind"] == "finetune-ctc":
         return {
             "is": "a fine-tuning run",
@@ -74,7 +76,7 @@ def _run(name: str) -> dict[str, Any] | None:
             "train seconds": facts["train_seconds"],
             "held-out seconds": facts["valid_seconds"],
             "left out": facts["skipped"],
-            "loss": {f"step {row['step']}": round(row["loss"], 4) for row in rows[:1] + rows[-1:]},
+            "loss": loss,
             "held-out words wrong": {
                 f"step {row['step']}": f"{row['valid']['wer']:.1%}"
                 for row in valid[:1] + valid[-1:]
@@ -90,7 +92,7 @@ def _run(name: str) -> dict[str, Any] | None:
         "train seconds": facts["train_seconds"],
         "held-out seconds": facts["valid_seconds"],
         "left out": facts["skipped"],
-        "loss": {f"step {row['step']}": round(row["loss"], 4) for row in rows[:1] + rows[-1:]},
+        "loss": loss,
         "held-out loss": {
             f"step {row['step']}": round(row["valid"]["loss"], 4) for row in valid[:1] + valid[-1:]
         },
@@ -101,12 +103,13 @@ def _run(name: str) -> dict[str, Any] | None:
 def _exported(name: str) -> dict[str, Any] | None:
     from distilkit import exported
     from distilkit.hub import is_exported
+    from distilkit.runs import digest
 
     path = Path(name)
     if not is_exported(path):
         return None
     facts = exported.read(path)
-    whole = (path / exported.MODEL).is_file() and exported.digest(path / exported.MODEL)
+    whole = (path / exported.MODEL).is_file() and digest(path / exported.MODEL)
     return {
         "is": f"an exported {facts['kind']}",
         "made of": facts["source"]["name"],

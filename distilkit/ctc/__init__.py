@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from accelerate import Accelerator
@@ -371,8 +372,8 @@ def diagnosis(rows: Rows, plan: plan.Plan, recipe: config.CtcRecipe) -> tuple[st
         f"the model says nothing: {last['valid']['empty']:.0%} of the held-out transcripts are empty, "
         f"{last['valid']['blank']:.0%} of the frames are blank, at step {last['step']} of {plan.steps}"
     )
-    first = sum(row["loss"] for row in rows[:20]) / len(rows[:20])
-    latest = sum(row["loss"] for row in rows[-20:]) / len(rows[-20:])
+    losses = [row["loss"] for row in rows if row["loss"] is not None]
+    first, latest = mean(losses[:20]), mean(losses[-20:])
     if plan.steps < 1000 or latest < 0.9 * first:
         return problem, f"--steps {3 * plan.steps}: it is still on CTC's plateau of blanks"
     rate = recipe.train.learning_rate

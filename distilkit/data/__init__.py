@@ -15,7 +15,7 @@ from distilkit.audio import SAMPLE_RATE
 from distilkit.data import transcripts
 from distilkit.data.common import MAX_UNUSABLE, Tracker, untracked
 from distilkit.data.find import Found, find, shown
-from distilkit.data.scan import Clip, Skipped, cache_folder, scan, silent_parts
+from distilkit.data.scan import Clip, Skipped, cache_folder, scan, silent_parts, stamp, still
 from distilkit.errors import DistilkitError
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ __all__ = [
     "scan",
     "shown",
     "split",
+    "stamp",
+    "still",
     "survey",
     "transcripts",
     "untracked",
@@ -199,7 +201,11 @@ def cuts(clip: Clip) -> "list[MonoCut]":
             duration=length / SAMPLE_RATE,
             channel=0,
             recording=recording,
-            custom={"source": str(clip.source.absolute()), "digest": clip.digest},
+            custom={
+                "source": str(clip.source.absolute()),
+                "digest": clip.digest,
+                "stamp": clip.stamp,
+            },
         )
         for start, length in clip.windows
     ]

@@ -3,10 +3,13 @@
 Letters in names: S samples.
 """
 
+import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +47,7 @@ class Clip:
     samples: int
     windows: tuple[tuple[int, int], ...]
     digest: str  # of the decoded samples
+    stamp: str  # size and time of what is read, to notice changes
 
 
 def cache_folder() -> Path:
@@ -73,7 +77,7 @@ def scan(found: Iterable[Found], settings: config.Data, cache: Path) -> Iterator
 
 
 def _scan_file(item: Found, origin: Path, settings: config.Data, cache: Path) -> Clip:
-    path, measure = origin, _Measure(settings)
+    path, measure, before = origin, _Measure(settings), stamp(origin)
     sound = decode(path)
     in_place = sound.header is not None and sound.header.exact
     if in_place:
@@ -99,6 +103,7 @@ def _scan_file(item: Found, origin: Path, settings: config.Data, cache: Path) ->
         samples=measure.samples,
         windows=tuple(windows),
         digest=measure.digest.hexdigest(),
+        stamp=before if path == origin else stamp(path),
     )
 
 
@@ -161,10 +166,17 @@ def _write_copy(blocks: Iterator[Samples], copy: Path, measure: "_Measure") -> N
             discard(beside)
     except (OSError, soundfile.LibsndfileError) as error:
         raise DistilkitError(
-            f"cannot keep decoded audio in `{copy.parent.parent}`: "
-            f"{getattr(error, 'strerror', None) or error}",
+            f"cannot keep decoded audio in `{copy.parent.parent}`: {_why(error, copy.parent.parent)}",
             "DISTILKIT_CACHE=FOLDER, with a folder that can be written and has room",
         ) from error
+
+
+def _why(error: OSError | soundfile.LibsndfileError, folder: Path) -> str:
+    """What went wrong in writing; of a full disk libsndfile says only `System error.`"""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    full = folder.is_dir() and not shutil.disk_usage(folder).free
+    return os.strerror(errno.ENOSPC) if full else str(error)
 
 
 class _Measure:
@@ -226,6 +238,39 @@ def quietest(sound_S: Samples, first: int, last: int) -> int:
         return last
     energy = np.square(sound_S[first : first + stretches * step].reshape(stretches, step)).sum(1)
     return first + int(energy.argmin()) * step + step // 2
+
+
+def stamp(path: Path) -> str:
+    """Size and time of a file; nothing where it is gone."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ""
+    return f"{status.st_size}:{status.st_mtime_ns}"
+
+
+def still(path: Path, before: str, digest: str) -> bool:
+    """Whether a file has the sound that it was scanned with.
+
+    Args:
+        path: the file.
+        before: its stamp then; where it has another now, its samples are compared.
+        digest: of its samples then.
+    """
+    now = stamp(path)
+    return now == before or _sound(path, now) == digest
+
+
+@lru_cache(maxsize=4096)
+def _sound(path: Path, now: str) -> str:
+    """The digest of a file's samples as `_Measure` has it; nothing where it cannot be read."""
+    digest = hashlib.sha1(usedforsecurity=False)
+    try:
+        for block in decode(path).blocks:
+            digest.update(np.ascontiguousarray(block).data)
+    except AudioError:
+        return ""
+    return digest.hexdigest()
 
 
 def silent_parts(clip: Clip) -> Iterator[Skipped]:

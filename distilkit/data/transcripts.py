@@ -378,7 +378,7 @@ def _cut(
     if labels:
         said = {"transcription": item.text, "speaker": item.speaker, "language": item.language}
         columns = item.columns or {name: value for name, value in said.items() if value}
-        more = {"digest": clip.digest, "columns": dict(columns)}
+        more = {"columns": dict(columns)}
     recording = Recording(
         id=clip.id,
         sources=[AudioSource(type="file", channels=[0], source=str(clip.path.absolute()))],
@@ -402,7 +402,12 @@ def _cut(
         channel=0,
         supervisions=[words],
         recording=recording,
-        custom={"source": str(own.source.absolute()), **more},
+        custom={
+            "source": str(own.source.absolute()),
+            "digest": clip.digest,
+            "stamp": clip.stamp,
+            **more,
+        },
     )
 
 

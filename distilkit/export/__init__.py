@@ -31,7 +31,7 @@ from distilkit.exported import MODEL
 from distilkit.hub import EXPORTED, is_exported, locate
 from distilkit.recognisers import ADAPTER, Recogniser
 from distilkit.recognisers import load as load_recogniser
-from distilkit.runs import make_parent, replacing
+from distilkit.runs import digest, make_parent, replacing
 from distilkit.teachers import Checkpoint
 
 __all__ = ["TIMED_SECONDS", "TOLERANCES", "WEIGHTS", "Checked", "Export", "beyond", "export"]
@@ -82,7 +82,7 @@ def export(
         WEIGHTS[precision](folder / MODEL)
         facts = _facts(name, said, encoder, recogniser, checkpoint, precision)
         facts |= {
-            "sha256": exported.digest(folder / MODEL),
+            "sha256": digest(folder / MODEL),
             "bytes": (folder / MODEL).stat().st_size,
         }
         _write(folder, facts)

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.nn import functional
 
-from distilkit import exported
 from distilkit.audio import FRAME_SAMPLES, HOP_SAMPLES, SAMPLE_RATE
 from distilkit.errors import DistilkitError
 from distilkit.export.graph import Graph, quiet
 from distilkit.exported import Exported, Given, Waves
 from distilkit.listeners import HEARD_SECONDS
+from distilkit.runs import digest
 
 FILE = "model.pte"
 RUNTIME = "executorch"
@@ -130,7 +130,7 @@ def describe(folder: Path, outputs: Sequence[str]) -> dict[str, Any]:
     """What export.json says of the program."""
     return {
         "file": FILE,
-        "sha256": exported.digest(folder / FILE),
+        "sha256": digest(folder / FILE),
         "bytes": (folder / FILE).stat().st_size,
         "shortest": FRAME_SAMPLES,
         "longest": LONGEST,
