@@ -24,6 +24,7 @@ from distilkit.runs import discard
 
 SILENCE_PEAK = 3e-4  # of full scale (-70 dBFS), after the mean is taken away
 QUIET_SECONDS = 0.05  # the stretch whose energy decides where a long recording is cut
+FULL = 2**20  # bytes; a disk with less is full
 CUT_ZONE = 1 / 3  # cuts fall in this last share of the longest window
 
 
@@ -161,22 +162,18 @@ def _write_copy(blocks: Iterator[Samples], copy: Path, measure: "_Measure") -> N
                     out.write(steps)
                     measure.add(steps.astype(np.float32) / np.float32(32768))
             os.replace(beside, copy)
+        except soundfile.LibsndfileError as error:  # of a full disk it says `System error.`
+            full = shutil.disk_usage(copy.parent).free < FULL
+            reason = os.strerror(errno.ENOSPC) if full else str(error)
+            raise OSError(errno.ENOSPC if full else errno.EIO, reason) from error
         finally:
             discard(raw)
             discard(beside)
-    except (OSError, soundfile.LibsndfileError) as error:
+    except OSError as error:
         raise DistilkitError(
-            f"cannot keep decoded audio in `{copy.parent.parent}`: {_why(error, copy.parent.parent)}",
+            f"cannot keep decoded audio in `{copy.parent.parent}`: {error.strerror or error}",
             "DISTILKIT_CACHE=FOLDER, with a folder that can be written and has room",
         ) from error
-
-
-def _why(error: OSError | soundfile.LibsndfileError, folder: Path) -> str:
-    """What went wrong in writing; of a full disk libsndfile says only `System error.`"""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    full = folder.is_dir() and not shutil.disk_usage(folder).free
-    return os.strerror(errno.ENOSPC) if full else str(error)
 
 
 class _Measure:
