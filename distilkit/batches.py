@@ -24,7 +24,13 @@ from distilkit.errors import DistilkitError
 from distilkit.listeners import grouped, in_order
 
 Beside = Callable[[MonoCut, Tensor], Sequence[Tensor]]  # what is kept of a window, given its sound
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+OUT_OF_MEMORY = (  # what torch, the system, oneDNN and C++ say
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "could not create a primitive",
+    "bad_alloc",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,9 +211,10 @@ def whole(
         yield load([cuts[index] for index in chosen], beside)
 
 
-def out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: Exception) -> bool:
     """Whether that is what an error says, of a GPU or a CPU; torch.OutOfMemoryError is a RuntimeError."""
-    return any(word in str(error).lower() for word in OUT_OF_MEMORY)
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or any(word in said for word in OUT_OF_MEMORY)
 
 
 def load(cuts: Sequence[MonoCut], beside: Beside | None = None) -> Batch:

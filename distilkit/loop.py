@@ -222,7 +222,7 @@ def _accumulate(
                 accelerator.backward(loss.total * (accelerator.num_processes / count))
             for name, value in {"loss": loss.total.detach(), **loss.parts}.items():
                 sums[name] = sums[name] + value if name in sums else value
-    except RuntimeError as error:  # torch.OutOfMemoryError is one
+    except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         return None

@@ -270,7 +270,7 @@ def _computed(targets: Targets, batch: Batch, device: torch.device | str) -> lis
     """The targets of each clip; where memory runs out, of half of them at a time."""
     try:
         found = [each.cpu() for each in targets(batch.wave_BS.to(device), batch.lengths)]
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error) or len(batch.ids) == 1:
             raise
     else:

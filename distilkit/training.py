@@ -299,7 +299,7 @@ def attempt(made: Parts, accelerator: Accelerator, cuts: Sequence[MonoCut]) -> p
             made.optimizer.step()
             made.optimizer.zero_grad()
             float(loss.total.detach())  # waits for all of it
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not batches.out_of_memory(error):
             raise
         return None

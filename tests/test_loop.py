@@ -287,7 +287,7 @@ class Tight:
     """Memory that holds so many seconds, padding counted."""
 
     def __init__(
-        self, setting: Setting, seconds: float, error: type[RuntimeError], text: str
+        self, setting: Setting, seconds: float, error: type[Exception], text: str
     ) -> None:
         self.setting, self.seconds, self.error, self.text = setting, seconds, error, text
         self.loss_of, self.held = setting.loss_of, []
@@ -308,12 +308,14 @@ ENDS = [
         RuntimeError,
         "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate",
     ),
+    (RuntimeError, "could not create a primitive"),
+    (MemoryError, ""),
 ]
 
 
 @pytest.mark.parametrize(("error", "text"), ENDS)
 def test_out_of_memory_halves_what_is_in_it_and_nothing_else(
-    error: type[RuntimeError], text: str
+    error: type[Exception], text: str
 ) -> None:
     groups = [list(range(8)), [2, 1], [5, 1, 4, 3, 7, 0, 6]]
     wanted = list(
