@@ -29,6 +29,7 @@ LOGPROBS = "logprobs"  # a recogniser's output; those of layers are `layer_0` an
 WAVE = "wave"  # the input, (B, S)
 INSTALL = "pip install 'distilkit[export]'"
 CHOICE = "DISTILKIT_RUNTIME"  # an environment variable that names one of RUNTIMES
+COUNTING = "ORT_DISABLE_TELEMETRY"  # one of onnxruntime's: with it, it does not count its use for its maker
 
 FLAGS = (
     "avx2",
@@ -285,6 +286,7 @@ def _openvino(file: Path, arithmetic: str = "f32") -> Run:
 
 def _onnxruntime(file: Path) -> Run:
     """onnxruntime on the processor."""
+    os.environ.setdefault(COUNTING, "1")  # read when it is imported
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()

@@ -10,13 +10,16 @@ Lies beside model.onnx and export.json. Letters in names: S samples, T frames, D
 import argparse
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import soundfile
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it would count its use for its maker
+import onnxruntime  # noqa: E402
 
 Array = npt.NDArray[np.float32]
 HERE = Path(__file__).resolve().parent

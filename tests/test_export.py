@@ -221,6 +221,19 @@ def test_the_script_needs_three_packages(seconds: float, exports: Path, tmp_path
     assert said.split() == transcript.text.split()  # type: ignore[union-attr]
 
 
+def test_onnxruntime_counts_nothing_for_its_maker(exports: Path, tmp_path: Path) -> None:
+    """Versions that collect how they are used begin with a number for the machine, in the temporary folder."""
+    soundfile.write(tmp_path / "a.wav", voice(0.5, 1), 16_000, "FLOAT")
+    place = tmp_path / "temporary"
+    place.mkdir()
+    others = {name: value for name, value in os.environ.items() if name != exported.COUNTING}
+    load = "from distilkit import exported as e; from pathlib import Path as P; "
+    load += f"e.load('base', P({str(exports / 'base')!r}), runtime='onnxruntime')"
+    for command in ([exports / "hears" / "run.py", tmp_path / "a.wav"], ["-c", load]):
+        subprocess.run([sys.executable, *command], env={**others, "TMPDIR": str(place)}, check=True)
+        assert list(place.iterdir()) == []
+
+
 def test_the_script_refuses_what_it_cannot_hear(exports: Path, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", voice(1.0, 1), 44_100, "FLOAT")
     shutil.copytree(exports / "base", tmp_path / "base")
