@@ -88,9 +88,8 @@ def _local(name: str, path: Path) -> Path | None:
         return path
     beside = path.parent
     if name.startswith((".", "/", "~")) or name.count("/") != 1 or beside.is_dir():
-        near = did_you_mean(
-            path.name, [item.name for item in beside.iterdir()] if beside.is_dir() else []
-        )
+        there = [item.name for item in beside.iterdir()] if beside.is_dir() else []
+        near = did_you_mean(path.name, [*there, *(BUILT_IN if "/" not in name else ())])
         if near and beside != Path():
             near = near.replace("`", f"`{beside}/", 1)
         raise DistilkitError(

@@ -656,9 +656,3 @@ def test_help_names_every_command_and_needs_no_terminal() -> None:
     )  # fmt: skip
     assert all(name.split()[0] in done.stdout for name in OPTIONS)
     assert "\x1b" not in done.stdout
-
-
-def test_version(run: Run) -> None:
-    from distilkit import __version__
-
-    assert run("--version") == (0, f"distilkit {__version__}\n", "")

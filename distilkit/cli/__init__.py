@@ -1,5 +1,6 @@
 """The command line: one file per command; the only code that imports typer and rich, and prints."""
 
+import json as document
 import logging
 import signal
 import sys
@@ -9,7 +10,6 @@ from typing import NoReturn
 
 import typer
 
-from distilkit import __version__
 from distilkit.cli import (
     bench,
     convert,
@@ -28,12 +28,20 @@ from distilkit.cli import (
     tokenizer,
     transcribe,
     units,
+    usage,
+    version,
 )
 from distilkit.errors import DistilkitError
+
+MANNERS = (
+    "--quiet",
+    "--verbose",
+)  # options of the program that count behind the command's name too
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    suggest_commands=False,  # usage.py says it as all errors are said
     rich_markup_mode="rich",
     help="Distil any HuBERT into a small speech model of your own, from a folder of recordings.\n\n"
     "[bold]distilkit distill ./my_audio[/] makes a student, [bold]distilkit embed file.wav[/] uses it.",
@@ -45,19 +53,42 @@ class Interrupted(BaseException):
     """SIGINT or SIGTERM arrived where nothing has to be saved."""
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        print(f"distilkit {__version__}")
-        raise typer.Exit
+def _version(context: typer.Context, wanted: bool) -> None:
+    if not wanted:
+        return
+    found = version.versions()
+    if context.params.get("json"):
+        print(document.dumps(found, indent=2))
+    else:
+        print("\n".join(f"{name} {number}" for name, number in found.items()))
+    raise typer.Exit
 
 
 @app.callback()
 def _root(
     version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Print the version and stop."
+        False,
+        "--version",
+        callback=_version,
+        help="Print the versions of distilkit and of what it stands on, and stop.",
+    ),
+    json: bool = typer.Option(False, "--json", is_eager=True, help="With --version: as JSON."),
+    quiet: bool = typer.Option(
+        False, "--quiet", help="Only results and errors. Counts behind the command's name too."
+    ),
+    verbose: bool = typer.Option(
+        False, "--verbose", help="Also what libraries log, and where unexpected errors come from."
     ),
 ) -> None:
-    pass
+    from distilkit.cli import console
+
+    if json:
+        fail(
+            DistilkitError("`--json` before the command", "distilkit COMMAND --json"), usage.STATUS
+        )
+    if quiet and verbose:
+        fail(DistilkitError("`--quiet` and `--verbose` at once", "--verbose"), usage.STATUS)
+    console.manner(quiet=quiet, verbose=verbose)
 
 
 app.command("distill")(distill.distill)
@@ -92,28 +123,55 @@ def main() -> None:
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, interrupt)
+    sys.argv[1:] = manners_first(sys.argv[1:])
     try:
-        app()
+        status = app(prog_name="distilkit", standalone_mode=False)
     except DistilkitError as error:
         fail(error)
+    except typer.TyperException as error:
+        if error.message or hasattr(error, "param"):  # else the help was shown
+            fail(usage.explained(error), usage.STATUS)
+        sys.exit(usage.STATUS)
     except Interrupted:
-        print("interrupted", file=sys.stderr)
+        from distilkit.cli import console
+
+        console.warn(console.interrupted())
         sys.exit(130)
     except ImportError as error:
         fail(DistilkitError(f"a package does not load: {error}", "distilkit doctor"))
+    except Exception as error:
+        _unexpected(error)
+    sys.exit(status)
 
 
-def fail(error: DistilkitError) -> NoReturn:
-    """Print a problem and its hint, and end with status 1."""
-    from distilkit.cli.console import errors
-
-    errors.print(f"[bold red]error:[/] {_plain(error.problem)}", highlight=False, soft_wrap=True)
-    if error.hint:
-        errors.print(f"\n[bold cyan]hint:[/] {_plain(error.hint)}", highlight=False, soft_wrap=True)
-    sys.exit(1)
+def manners_first(words: list[str]) -> list[str]:
+    """The words of a command line with `--quiet` and `--verbose` before the command, wherever they stood."""
+    end = words.index("--") if "--" in words else len(words)
+    found = [word for word in MANNERS if word in words[:end]]
+    return [*found, *(word for word in words[:end] if word not in MANNERS), *words[end:]]
 
 
-def _plain(text: str) -> str:
-    from rich.markup import escape
+def fail(error: DistilkitError, status: int = 1) -> NoReturn:
+    """Print a problem and its hint, and end with a status."""
+    from distilkit.cli import console
 
-    return escape(text)
+    console.problem(error)
+    sys.exit(status)
+
+
+def _unexpected(error: Exception) -> NoReturn:
+    """Say that something is wrong in the program, and where if that was asked for."""
+    from distilkit.cli import console
+
+    if "--verbose" in sys.argv:
+        import traceback
+
+        traceback.print_exception(error)
+        fail(DistilkitError(f"unexpected {type(error).__name__}, which is not your mistake"))
+    said = (str(error).strip() or "without a word").splitlines()[0]
+    fail(
+        DistilkitError(
+            f"unexpected {type(error).__name__}, which is not your mistake: {said}",
+            f"{console.typed_again('--verbose')} shows where",
+        )
+    )

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from distilkit.cli import options
+from distilkit.cli import completion, options
 
 if TYPE_CHECKING:
     from distilkit.bench import Row, Size
@@ -19,6 +19,7 @@ def bench(
             help="Models, the first being what the others are compared with; by default the newest "
             "run's teacher and student.",
             show_default=False,
+            autocompletion=completion.models,
         ),
     ] = None,
     seconds: Annotated[

@@ -1,17 +1,21 @@
 """What the commands share: streams, progress on a terminal or in a log, signals."""
 
 import json
+import logging
 import os
+import shlex
 import signal
 import sys
 import time
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -26,6 +30,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from distilkit.errors import DistilkitError
+
 if TYPE_CHECKING:
     from distilkit.data import Skipped
 
@@ -33,6 +39,7 @@ LEADER = os.environ.get("RANK", "0") == "0"  # of several processes, the one tha
 errors = Console(stderr=True, quiet=not LEADER)  # progress and logs; results go to stdout
 UNLISTED = ("not audio", "no label")  # kinds of which the number says all
 LOG_SECONDS = 5.0  # between two progress lines where there is no terminal
+NOTHING = "nothing was written"  # what most commands leave when they are interrupted
 
 
 class RateColumn(ProgressColumn):
@@ -43,9 +50,64 @@ class RateColumn(ProgressColumn):
         return Text(f"{task.speed:,.1f}/s" if task.speed else "", style="progress.data.speed")
 
 
+def manner(*, quiet: bool, verbose: bool) -> None:
+    """How much is said beside results and errors: nothing, as usual, or what the libraries log too."""
+    errors.quiet = quiet or not LEADER
+    interruption(NOTHING)
+    if quiet:
+        warnings.simplefilter("ignore")
+        os.environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    if verbose:
+        os.environ |= {"HF_HUB_VERBOSITY": "info", "TRANSFORMERS_VERBOSITY": "info"}
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+
+
 def say(text: str) -> None:
     """A line of log, as it stands."""
     errors.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """A line that is said even when little is: what failed, what an interruption leaves."""
+    before, errors.quiet = errors.quiet, not LEADER
+    say(text)
+    errors.quiet = before
+
+
+def problem(error: DistilkitError) -> None:
+    """An error and its hint."""
+    before, errors.quiet = errors.quiet, not LEADER
+    errors.print(f"[bold red]error:[/] {escape(error.problem)}", highlight=False, soft_wrap=True)
+    if error.hint:
+        errors.print(f"\n[bold cyan]hint:[/] {escape(error.hint)}", highlight=False, soft_wrap=True)
+    errors.quiet = before
+
+
+_left: str | Callable[[], str] = NOTHING
+_again: str | None = None
+
+
+def interruption(left: str | Callable[[], str], again: str | None = None) -> None:
+    """Note what is there when the command is interrupted from here on, and what goes on with it.
+
+    Args:
+        left: what was written; a function where that grows.
+        again: what to type to go on; None where only this command from its beginning will do.
+    """
+    global _left, _again
+    _left, _again = left, again
+
+
+def interrupted() -> str:
+    """What an interruption leaves, and what to type."""
+    left = _left() if callable(_left) else _left
+    typed = f"go on with: {_again}" if _again else f"again with: {typed_again()}"
+    return f"interrupted: {left}\n{typed}"
+
+
+def typed_again(*more: str) -> str:
+    """This command line, to be typed once more, with options behind the program's name."""
+    return shlex.join(["distilkit", *more, *sys.argv[1:]])
 
 
 def result(text: str) -> None:
@@ -110,9 +172,9 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
 
 def show(made: Table, *, to_result: bool = False) -> None:
     """Print a table, as log or as result; as wide as it needs where there is no terminal."""
-    console = Console(file=sys.stdout) if to_result else errors
+    console = Console(file=sys.stdout, quiet=not LEADER) if to_result else errors
     if not console.is_terminal:
-        console = Console(file=console.file, width=200)
+        console = Console(file=console.file, width=200, quiet=console.quiet)
     console.print(made)
 
 

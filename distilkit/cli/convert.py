@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from distilkit.cli import completion
+
 # The same set as in distilkit.convert, whose import would cost `--help` its speed.
 CheckpointFormat = Literal["huggingface", "s3prl"]
 
@@ -13,7 +15,8 @@ def convert(
     checkpoint: Annotated[
         str,
         typer.Argument(
-            help="A checkpoint file, a folder, a run, a hub id, FILE:PART or torchaudio:NAME."
+            help="A checkpoint file, a folder, a run, a hub id, FILE:PART or torchaudio:NAME.",
+            autocompletion=completion.models,
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder (or file, for `s3prl`) to write; must be new.")],

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from distilkit.cli import options
+from distilkit.cli import completion, options
 
 if TYPE_CHECKING:
     from distilkit.distill.job import Job
@@ -23,15 +23,21 @@ def distill(
     teacher: Annotated[
         str,
         typer.Option(
-            help="A checkpoint (folder, file, run), a hub id, `tiny` (built in), or `none`."
+            help="A checkpoint (folder, file, run), a hub id, `tiny` (built in), or `none`.",
+            autocompletion=completion.models,
         ),
     ] = DEFAULT_TEACHER,
     student: Annotated[
         str | None,
-        typer.Option(help="Go on with this student in place of a new one.", show_default=False),
+        options.model_named("Go on with this student in place of a new one."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Run folder; `runs/NAME` by default.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Run folder; `runs/NAME` by default.",
+            show_default=False,
+            autocompletion=completion.runs,
+        ),
     ] = None,
     recipe: options.Recipe = DEFAULT_RECIPE,
     set: options.Changes = None,

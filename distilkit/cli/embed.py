@@ -22,9 +22,8 @@ def embed(
     ],
     model: Annotated[
         str | None,
-        typer.Option(
-            help="`tiny`, folder, checkpoint or hub id; by default the newest run or ntu-spml/distilhubert.",
-            show_default=False,
+        options.model_named(
+            "`tiny`, folder, checkpoint or hub id; by default the newest run or ntu-spml/distilhubert."
         ),
     ] = None,
     layer: Annotated[str, typer.Option(help="`last`, a number from 0, or `all`.")] = "last",
@@ -84,7 +83,7 @@ def embed(
     )
     failed = [item for item in skipped if item.kind == "unusable"]
     for item in failed:
-        console.say(f"left out {item.path}: {item.reason}")
+        console.warn(f"left out {item.path}: {item.reason}")
     if len(skipped) > len(failed):
         console.say(f"left out {len(skipped) - len(failed)} files that are not audio")
     if json:

@@ -19,7 +19,7 @@ def evaluate(
     model: options.Recogniser = None,
     against: Annotated[
         str | None,
-        typer.Option(help="Another recogniser, on the same recordings.", show_default=False),
+        options.model_named("Another recogniser, on the same recordings."),
     ] = None,
     lm: options.LanguageModel = None,
     beam: options.Beam = None,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from distilkit.cli import options
+from distilkit.cli import completion, options
 
 if TYPE_CHECKING:
     from distilkit.export import Export
@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 def export(
     model: Annotated[
-        str, typer.Argument(help="An encoder or a recogniser: folder, checkpoint, run or hub id.")
+        str,
+        typer.Argument(
+            help="An encoder or a recogniser: folder, checkpoint, run or hub id.",
+            autocompletion=completion.models,
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder to write; must be new.")],
     fp16: Annotated[

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from distilkit.cli import options
+from distilkit.cli import completion, options
 
 if TYPE_CHECKING:
     from distilkit.ctc import Job
@@ -26,15 +26,18 @@ def finetune_ctc(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(
-            help="A student, run, checkpoint, hub id or `tiny`; by default the newest student, else "
-            "DistilHuBERT from the hub.",
-            show_default=False,
+        options.model_named(
+            "A student, run, checkpoint, hub id or `tiny`; by default the newest student, else "
+            "DistilHuBERT from the hub."
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Run folder; `runs/NAME-ctc` by default.", show_default=False),
+        typer.Option(
+            help="Run folder; `runs/NAME-ctc` by default.",
+            show_default=False,
+            autocompletion=completion.runs,
+        ),
     ] = None,
     recipe: options.Recipe = DEFAULT_RECIPE,
     lora: Annotated[
@@ -152,8 +155,8 @@ def _train(job: "Job", json: bool) -> None:
     rows = job.run.rows("metrics.jsonl")
     best, wrong = ctc.best(rows), ctc.diagnosis(rows, job.plan, job.recipe)
     if wrong is not None:
-        console.say(f"warning: {wrong[0]}")
-        console.say(f"hint: {wrong[1]}")
+        console.warn(f"warning: {wrong[0]}")
+        console.warn(f"hint: {wrong[1]}")
     result = job.run.result
     if json:
         console.document(

@@ -5,14 +5,15 @@ from typing import Annotated, Any
 
 import typer
 
-from distilkit.cli import options
+from distilkit.cli import completion, options
 
 
 def inspect(
     path: Annotated[
         str,
         typer.Argument(
-            help="A checkpoint, a run, a tokenizer, audio, with text or without, a hub id."
+            help="A checkpoint, a run, a tokenizer, audio, with text or without, a hub id.",
+            autocompletion=completion.models,
         ),
     ],
     text_column: options.TextColumn = "",

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from distilkit.cli import options
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -23,11 +25,11 @@ def layers(
     audio: Annotated[list[str], typer.Argument(help="Audio files, folders, lhotse manifests.")],
     model: Annotated[
         str,
-        typer.Option(help="Folder, run or hub id; its layers are the rows.", show_default=False),
+        options.model_named("Folder, run or hub id; its layers are the rows."),
     ],
     against: Annotated[
         str | None,
-        typer.Option(help="Another model; its layers are the columns.", show_default=False),
+        options.model_named("Another model; its layers are the columns."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -73,7 +75,7 @@ def layers(
         default = comparing.choice(result.cka_LK, result.rows, usual)
     failed = [item for item in result.skipped if item.kind == "unusable"]
     for item in failed:
-        console.say(f"left out {item.path}: {item.reason}")
+        console.warn(f"left out {item.path}: {item.reason}")
     if len(result.skipped) > len(failed):
         console.say(f"left out {len(result.skipped) - len(failed)} files that are not audio")
     for note in [*result.notes, *_doubts(result)]:

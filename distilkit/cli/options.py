@@ -1,16 +1,21 @@
 """Options that several commands share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from distilkit.cli import completion
+
+
+def model_named(help: str) -> Any:
+    """An option that names a model, which the shell helps to complete."""
+    return typer.Option(help=help, show_default=False, autocompletion=completion.models)
+
+
 Recogniser = Annotated[
     str | None,
-    typer.Option(
-        help="A recogniser: folder, run or hub id; by default that of the newest run.",
-        show_default=False,
-    ),
+    model_named("A recogniser: folder, run or hub id; by default that of the newest run."),
 ]
 LanguageModel = Annotated[
     Path | None,
@@ -43,7 +48,11 @@ TextColumn = Annotated[
     ),
 ]
 Recipe = Annotated[
-    str, typer.Option(help="A built-in recipe (`distilkit recipes`) or a TOML file.")
+    str,
+    typer.Option(
+        help="A built-in recipe (`distilkit recipes`) or a TOML file.",
+        autocompletion=completion.recipes,
+    ),
 ]
 Changes = Annotated[
     list[str] | None,

@@ -2,7 +2,7 @@
 
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -15,25 +15,24 @@ if TYPE_CHECKING:
     from distilkit.probes.examples import Problem
     from distilkit.probes.features import System
 
-TASKS = "pr ks ic sid er asr qbe sf asv sd"
+Task = Literal["pr", "ks", "ic", "sid", "er", "asr", "qbe", "sf", "asv", "sd", "all"]
 
 
 def probe(
-    task: Annotated[str, typer.Argument(help=f"One of {TASKS}, or `all` that the data allows.")],
+    task: Annotated[
+        Task, typer.Argument(help="One of the ten tasks, or `all` that the data allows.")
+    ],
     data: Annotated[
         list[str],
         typer.Argument(help="Recordings with a table of labels, or a folder for each label."),
     ],
     model: Annotated[
         str | None,
-        typer.Option(
-            help="Checkpoint, run or hub id; by default the student of the newest run.",
-            show_default=False,
-        ),
+        options.model_named("Checkpoint, run or hub id; by default the student of the newest run."),
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option(help="What it is held against: its teacher.", show_default=False),
+        options.model_named("What it is held against: its teacher."),
     ] = None,
     label: Annotated[
         list[str] | None,

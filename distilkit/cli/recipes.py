@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from distilkit.cli import completion
+
 app = typer.Typer(invoke_without_command=True)
 
 
@@ -26,7 +28,11 @@ def recipes(context: typer.Context) -> None:
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(help="A built-in recipe.")]) -> None:
+def show(
+    name: Annotated[
+        str, typer.Argument(help="A built-in recipe.", autocompletion=completion.recipes)
+    ],
+) -> None:
     """Print a recipe.
 
     `distilkit recipes show paper`
@@ -39,7 +45,9 @@ def show(name: Annotated[str, typer.Argument(help="A built-in recipe.")]) -> Non
 
 @app.command()
 def copy(
-    name: Annotated[str, typer.Argument(help="A built-in recipe.")],
+    name: Annotated[
+        str, typer.Argument(help="A built-in recipe.", autocompletion=completion.recipes)
+    ],
     file: Annotated[Path, typer.Argument(help="Where to write the copy.")],
 ) -> None:
     """Copy a recipe to a file of your own.

@@ -95,7 +95,7 @@ def transcribe(
         if isinstance(item, Skipped):
             failed, others = failed + (item.kind == "unusable"), others + (item.kind != "unusable")
             if item.kind == "unusable":
-                console.say(f"left out {item.path}: {item.reason}")
+                console.warn(f"left out {item.path}: {item.reason}")
             continue
         done += 1
         if place is not None:
@@ -212,7 +212,7 @@ def check_form(lm: Path | None, search: "Search | None", name: str, recogniser: 
     foreign = [word for word in words if recogniser.tokenizer.unknown(word)]
     if len(foreign) > len(words) / 2:
         some = ", ".join(f"`{word}`" for word in foreign[:4])
-        console.say(
+        console.warn(
             f"warning: `{name}` cannot write {len(foreign)} of the {len(words)} words in `{lm}`: {some}"
         )
-        console.say(f"hint: distilkit lm TEXT --tokenizer {locate(name)} --out lm2.arpa")
+        console.warn(f"hint: distilkit lm TEXT --tokenizer {locate(name)} --out lm2.arpa")

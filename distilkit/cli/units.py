@@ -5,16 +5,15 @@ from typing import Annotated
 
 import typer
 
+from distilkit.cli import options
+
 
 def units(
     audio: Annotated[list[str], typer.Argument(help="Folders, files, archives, lhotse manifests.")],
     out: Annotated[Path, typer.Option(help="Folder to write.", show_default=False)],
     model: Annotated[
         str | None,
-        typer.Option(
-            help="Checkpoint, run, hub id or `tiny`; without one, units of MFCC.",
-            show_default=False,
-        ),
+        options.model_named("Checkpoint, run, hub id or `tiny`; without one, units of MFCC."),
     ] = None,
     layer: Annotated[
         int | None,
@@ -77,7 +76,7 @@ def units(
     )
     failed = [item for item in made.skipped if item.kind == "unusable"]
     for item in failed:
-        console.say(f"left out {item.path}: {item.reason}")
+        console.warn(f"left out {item.path}: {item.reason}")
     count = len(made.codebook.centres[0])
     source = f"layer {made.codebook.layers[0]} of {model}" if model else "MFCC"
     if json:

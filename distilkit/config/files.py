@@ -112,7 +112,8 @@ def parse_recipe(
             if hint and hint not in hints:
                 hints.append(hint)
         problems = [
-            ": ".join([what, " or ".join(said)][: 1 + bool(said)]) for what, said in wrong.items()
+            ": ".join([what, " or ".join(said).replace(" or must be ", " or ")][: 1 + bool(said)])
+            for what, said in wrong.items()
         ]
         head = "" if len(problems) == 1 else f"{len(problems)} problems in `{where}`:\n  "
         raise DistilkitError(
@@ -188,4 +189,8 @@ def _explain(
     said = message[0].lower() + message[1:]
     if problem == "value_error":
         return f"`{key}`", said.removeprefix("value error, "), None
-    return f"`{key}` cannot be `{value}`", said.replace("input should be ", "must be "), None
+    near = None
+    if problem == "literal_error":
+        said = said.replace("'", "`")
+        near = did_you_mean(str(value), said.split("`")[1::2])
+    return f"`{key}` cannot be `{value}`", said.replace("input should be ", "must be "), near

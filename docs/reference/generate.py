@@ -77,7 +77,9 @@ def cli_page() -> str:
         NOTE,
         "",
         "Results go to the standard output, progress and messages to the standard error. Exit "
-        "status: 0 done, 1 an error to mend or a file that failed, 2 wrong usage, 130 interrupted.",
+        "status: 0 done, 1 an error to mend or a file that failed, 2 wrong usage, 130 interrupted. An "
+        "error that calls itself unexpected is ours; it ends with 1 too. `--quiet` and `--verbose` may stand "
+        "behind a command's name as well.",
         "",
     ]
     for name, command in commands():
