@@ -100,32 +100,59 @@ def evaluate(
     """
     settings = config.Transcribed(max_seconds=LONGEST, min_seconds=0.025, text_column=text_column)
     read = transcripts.read(inputs, settings, track=track)
+    return evaluated(
+        read.cuts, recogniser, skipped=read.skipped, search=search, device=device, track=track
+    )
+
+
+def evaluated(
+    cuts: Sequence[MonoCut],
+    recogniser: Hears,
+    *,
+    skipped: Sequence[Skipped] = (),
+    search: Search | None = None,
+    device: str = "cpu",
+    track: Tracker = untracked,
+) -> Evaluation:
+    """Transcribe utterances and count the errors.
+
+    Args:
+        cuts: with their text as supervision.
+        recogniser: of ours, or any with CTC, or exported.
+        skipped: what was left out before.
+        search: beam search; greedy decoding when None.
+        device: torch device to compute on.
+        track: wraps an iterable to show progress.
+
+    Raises:
+        DistilkitError: no text is left once it is normalised.
+    """
     tokenizer = recogniser.tokenizer
     recogniser.to(device)
-    said = [tokenizer.normalise(cut.supervisions[0].text) for cut in read.cuts]
-    skipped = list(read.skipped)
+    said = [tokenizer.normalise(cut.supervisions[0].text) for cut in cuts]
+    left = list(skipped)
     kept = []
-    for place, (cut, text) in enumerate(zip(read.cuts, said, strict=True)):
+    for place, (cut, text) in enumerate(zip(cuts, said, strict=True)):
         if text:
             kept.append(place)
         else:
             reason = f"nothing is left of `{cut.supervisions[0].text}`"
-            skipped.append(Skipped(path=cut.id, reason=reason, kind="empty text"))
+            left.append(Skipped(path=cut.id, reason=reason, kind="empty text"))
     if not kept:
         raise DistilkitError("no text is left once it is normalised", "distilkit inspect DATA")
-    batches = in_order([read.cuts[place].num_samples for place in kept], BATCH_SECONDS)
+    batches = in_order([cuts[place].num_samples for place in kept], BATCH_SECONDS)
     heard: dict[int, str] = {}
     for chosen in track(batches, description="listening", total=len(batches)):
         places = [kept[index] for index in chosen]
         for place, rows_TK in zip(
-            places, _hear([read.cuts[p] for p in places], recogniser), strict=True
+            places, _hear([cuts[p] for p in places], recogniser), strict=True
         ):
             heard[place] = _text(rows_TK, recogniser, search)
     judged = [
         Judged(
-            id=read.cuts[place].id,
-            speaker=read.cuts[place].supervisions[0].speaker or "",
-            seconds=round(read.cuts[place].duration, 3),
+            id=cuts[place].id,
+            speaker=cuts[place].supervisions[0].speaker or "",
+            seconds=round(cuts[place].duration, 3),
             said=said[place],
             heard=heard[place],
             errors=errors([said[place]], [heard[place]]),
@@ -134,7 +161,7 @@ def evaluate(
     ]
     return Evaluation(
         utterances=judged,
-        skipped=skipped,
+        skipped=left,
         errors=errors([item.said for item in judged], [item.heard for item in judged]),
         wer=interval(*_counted(judged, "words")),
         cer=interval(*_counted(judged, "characters")),

@@ -1,7 +1,9 @@
 """Error rates of words and characters: counts, intervals, alignments."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import jiwer
 import numpy as np
@@ -118,22 +120,26 @@ def aligned(said: str, heard: str) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def pairs(said: str, heard: str) -> list[tuple[str, str]]:
+    """Both texts word beside word, in the order of the alignment; an empty word is none."""
+    if not said:
+        return [("", word) for word in heard.split()]
+    found = jiwer.process_words(said, heard)
+    (chunks,), (words,), (others,) = found.alignments, found.references, found.hypotheses
+    matched = []
+    for chunk in chunks:
+        left = words[chunk.ref_start_idx : chunk.ref_end_idx]
+        right = others[chunk.hyp_start_idx : chunk.hyp_end_idx]
+        matched += list(zip_longest(left, right, fillvalue=""))
+    return matched
+
+
 def confusions(said: Sequence[str], heard: Sequence[str]) -> dict[tuple[str, str], int]:
     """How often which word was heard as which, most often first; an empty word is none."""
-    found = jiwer.process_words(list(said), list(heard))
-    counts: dict[tuple[str, str], int] = {}
-    for rows, words, others in zip(
-        found.alignments, found.references, found.hypotheses, strict=True
-    ):
-        for chunk in rows:
-            if chunk.type == "equal":
-                continue
-            left = words[chunk.ref_start_idx : chunk.ref_end_idx]
-            right = others[chunk.hyp_start_idx : chunk.hyp_end_idx]
-            for place in range(max(len(left), len(right))):
-                pair = (
-                    left[place] if place < len(left) else "",
-                    right[place] if place < len(right) else "",
-                )
-                counts[pair] = counts.get(pair, 0) + 1
+    counts = Counter(
+        pair
+        for one, other in zip(said, heard, strict=True)
+        for pair in pairs(one, other)
+        if pair[0] != pair[1]
+    )
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

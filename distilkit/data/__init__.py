@@ -205,6 +205,7 @@ def cuts(clip: Clip) -> "list[MonoCut]":
                 "source": str(clip.source.absolute()),
                 "digest": clip.digest,
                 "stamp": clip.stamp,
+                "rate": clip.rate,
             },
         )
         for start, length in clip.windows

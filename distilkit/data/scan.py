@@ -49,6 +49,7 @@ class Clip:
     windows: tuple[tuple[int, int], ...]
     digest: str  # of the decoded samples
     stamp: str  # size and time of what is read, to notice changes
+    rate: int = 0  # Hz, of the user's file; 0 where FFmpeg reads it
 
 
 def cache_folder() -> Path:
@@ -105,6 +106,7 @@ def _scan_file(item: Found, origin: Path, settings: config.Data, cache: Path) ->
         windows=tuple(windows),
         digest=measure.digest.hexdigest(),
         stamp=before if path == origin else stamp(path),
+        rate=sound.header.rate if sound.header else 0,
     )
 
 

@@ -406,6 +406,7 @@ def _cut(
             "source": str(own.source.absolute()),
             "digest": clip.digest,
             "stamp": clip.stamp,
+            "rate": own.rate,
             **more,
         },
     )
