@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from distilkit import config
-from distilkit.audio import FRAME_SAMPLES, SAMPLE_RATE, AudioError, Samples, decode
+from distilkit import config, leftovers
+from distilkit.audio import FRAME_SAMPLES, SAMPLE_RATE, AudioError, Samples, decode, load
 from distilkit.data import Found, Skipped, Tracker, find, stamp, untracked
 from distilkit.errors import DistilkitError
 from distilkit.listeners import Encodes, Frames, Stream, encode_stream, in_order
-from distilkit.runs import append_line, discard, make_parent, replacing, write_text
+from distilkit.runs import append_line, make_parent, replacing, write_text
 
 WHOLE_SECONDS = 30.0  # recordings up to this are embedded whole
 BATCH_SECONDS = 30.0  # audio in memory at once, padding counted
@@ -38,8 +38,13 @@ class Embedded:
     source: str
     output: str
     shape: tuple[int, ...]
-    seconds: float
+    seconds: float  # a whole number of samples at 16 kHz
     stamp: str  # size and time of the source, to notice changes
+
+    @property
+    def samples(self) -> int:
+        """Of the source, at 16 kHz."""
+        return round(self.seconds * SAMPLE_RATE)
 
 
 def layer_numbers(layer: str, depth: int) -> list[int]:
@@ -76,7 +81,8 @@ def embed(
 
     A single file gives one array at `out` (`NAME.npy` in the current folder when None). Otherwise
     `npy` gives a folder of arrays at the inputs' relative paths, and the other formats one file
-    with the ids as keys. What an earlier, interrupted call has finished is kept.
+    with the ids as keys. What an earlier, interrupted call has finished is kept; the rest gets the
+    batch mates that it would have had, so that the result is the same to the last bit.
 
     Args:
         inputs: audio files, folders, lhotse manifests.
@@ -111,6 +117,7 @@ def embed(
         "format": format,
     }
     folder = target if format == "npy" else target.with_name(f".{target.name}.parts")
+    leftovers.tidy(target)
     if alone:
         folder = target.parent
         outputs = {found[0].id: target.name}
@@ -140,7 +147,7 @@ def embed(
     if format != "npy":
         with replacing(target) as beside:
             PACKERS[format](folder, embedded, beside)
-        discard(folder)
+        leftovers.remove(folder)
     return embedded, skipped, target
 
 
@@ -157,7 +164,9 @@ def _embed_all(
     outputs: dict[str, str],
     done: dict[str, Embedded],
 ) -> Iterator[Embedded | Skipped]:
-    waiting: list[tuple[Found, Samples]] = []
+    waiting: list[
+        tuple[Found, int, Samples | None]
+    ] = []  # samples; the sound of what is to be done
 
     def write(item: Found, pieces: Iterator[Frames], samples: Callable[[], int]) -> Embedded:
         shape = _write(folder / outputs[item.id], pieces, stacked, pool)
@@ -166,17 +175,27 @@ def _embed_all(
             source=str(item.path),
             output=outputs[item.id],
             shape=shape,
-            seconds=round(samples() / SAMPLE_RATE, 3),
+            seconds=samples() / SAMPLE_RATE,
             stamp=stamp(item.path),
         )
 
     def flush() -> Iterator[Embedded]:
-        clips = [clip for _, clip in waiting]
-        for chosen in in_order([len(clip) for clip in clips], BATCH_SECONDS):
-            results = encoder.states([clips[i] for i in chosen], layers)
-            for i, result_LTD in zip(chosen, results, strict=True):
-                yield write(waiting[i][0], iter([result_LTD]), clips[i].__len__)
+        for chosen in in_order([samples for _, samples, _ in waiting], BATCH_SECONDS):
+            batch = [waiting[place] for place in chosen]
+            if all(wave_S is None for _, _, wave_S in batch):
+                yield from (done[item.id] for item, _, _ in batch)
+                continue
+            clips = [load(item.path) if wave_S is None else wave_S for item, _, wave_S in batch]
+            results = encoder.states(clips, layers)
+            for (item, _, wave_S), clip, result_LTD in zip(batch, clips, results, strict=True):
+                if wave_S is None:
+                    yield done[item.id]
+                else:
+                    yield write(item, iter([result_LTD]), clip.__len__)
         waiting.clear()
+
+    def full() -> bool:
+        return sum(samples for _, samples, _ in waiting) >= POOL_SECONDS * SAMPLE_RATE
 
     for item in found:
         if not item.audio:
@@ -184,7 +203,11 @@ def _embed_all(
             continue
         try:
             if item.id in done and done[item.id].stamp == stamp(item.path):
-                yield done[item.id]
+                if done[item.id].seconds > WHOLE_SECONDS:
+                    yield done[item.id]
+                else:
+                    waiting.append((item, done[item.id].samples, None))
+                    yield from flush() if full() else ()
                 continue
             stream = Stream(decode(item.path).blocks)
             head = stream.take(int(WHOLE_SECONDS * SAMPLE_RATE) + 1)
@@ -199,8 +222,8 @@ def _embed_all(
         except AudioError as error:
             yield Skipped(path=str(item.path), reason=error.about(item.path), kind="unusable")
             continue
-        waiting.append((item, head))
-        if sum(len(clip) for _, clip in waiting) >= POOL_SECONDS * SAMPLE_RATE:
+        waiting.append((item, len(head), head))
+        if full():
             yield from flush()
     yield from flush()
 
@@ -262,10 +285,10 @@ def _write(
         frames_written, width = 0, 0
         try:
             for piece_LTD in pieces:
-                if not parts:
-                    parts = [beside.with_name(f"{beside.name}.{i}") for i in range(len(piece_LTD))]
+                mode = "ab" if parts else "wb"
+                parts = [beside.with_name(f"{beside.name}.{i}") for i in range(len(piece_LTD))]
                 for part, rows in zip(parts, piece_LTD, strict=True):
-                    with part.open("ab") as file:
+                    with part.open(mode) as file:
                         file.write(np.ascontiguousarray(rows).data)
                 frames_written, width = frames_written + piece_LTD.shape[1], piece_LTD.shape[2]
             shape = (len(parts), frames_written, width) if stacked else (frames_written, width)
@@ -299,6 +322,8 @@ def _reopen(folder: Path, settings: dict[str, Any], target: Path) -> dict[str, E
     """
     if folder.exists() and not folder.is_dir():
         raise DistilkitError(f"`{folder}` is a file", "another --out")
+    leftovers.tidy(folder)
+    leftovers.tidy(folder / SETTINGS)
     if folder.is_dir() and any(folder.iterdir()):
         try:
             there = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
@@ -315,6 +340,7 @@ def _reopen(folder: Path, settings: dict[str, Any], target: Path) -> dict[str, E
             raise DistilkitError(
                 f"`{target}` holds other embeddings: {changed}", "another --out, or remove it"
             )
+        leftovers.tidy_below(folder)
         index = folder / INDEX
         lines = index.read_text(encoding="utf-8").split("\n")[:-1] if index.is_file() else []
         write_text(index, "".join(line + "\n" for line in lines))
@@ -332,13 +358,18 @@ def _reopen(folder: Path, settings: dict[str, Any], target: Path) -> dict[str, E
 
 def _remove_if_empty(folder: Path) -> None:
     if {path.name for path in folder.iterdir()} <= {SETTINGS, INDEX}:
-        discard(folder)
+        leftovers.remove(folder)
 
 
 def _pack_npz(folder: Path, items: Sequence[Embedded], path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for item in items:
-            archive.write(folder / item.output, f"{item.id}.npy")
+            held = zipfile.ZipInfo(f"{item.id}.npy")  # without a time: equal vectors, equal files
+            with (
+                (folder / item.output).open("rb") as source,
+                archive.open(held, "w", force_zip64=True) as to,
+            ):
+                shutil.copyfileobj(source, to, 1 << 20)
 
 
 def _pack_safetensors(folder: Path, items: Sequence[Embedded], path: Path) -> None:

@@ -32,7 +32,7 @@ import torch
 from lhotse import MonoCut
 from torch import Tensor
 
-from distilkit import config
+from distilkit import config, leftovers
 from distilkit.audio import SAMPLE_RATE, frames
 from distilkit.batches import Batch, load, out_of_memory
 from distilkit.errors import DistilkitError
@@ -251,6 +251,7 @@ def fill(
     Raises:
         DistilkitError: audio cannot be read, the disk is full, or the teacher's numbers are not finite.
     """
+    leftovers.tidy_below(store.folder)
     groups = in_order([cut.num_samples for cut in windows], micro_seconds)
     chosen = [[windows[index] for index in group] for group in groups[share[0] :: share[1]]]
     chosen = [cuts for cuts in chosen if store.missing(cuts)]

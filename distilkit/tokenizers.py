@@ -7,7 +7,6 @@ normalised) and, for subwords, SentencePiece's `tokenizer.model`. CTC's blank is
 import hashlib
 import json
 import re
-import tempfile
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from distilkit import config
+from distilkit import config, leftovers
 from distilkit.audio import SAMPLE_RATE
 from distilkit.errors import DistilkitError
 
@@ -295,8 +294,8 @@ def _stock_characters(names: Sequence[str]) -> Any:
     """A Wav2Vec2CTCTokenizer without the `<s>` and `</s>` that it would add."""
     from transformers import Wav2Vec2CTCTokenizer
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "vocab.json"
+    with leftovers.temporary() as folder:
+        path = folder / "vocab.json"
         path.write_text(json.dumps({name: place for place, name in enumerate(names)}))
         return Wav2Vec2CTCTokenizer(
             str(path),

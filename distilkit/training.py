@@ -6,8 +6,8 @@ What `distill` and `finetune-ctc` share: the caller brings the module, the loss 
 import gc
 import math
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -19,11 +19,11 @@ from accelerate import Accelerator
 from lhotse import MonoCut
 from torch import nn
 
-from distilkit import batches, config, loop, plan
+from distilkit import batches, config, leftovers, loop, plan
 from distilkit.batches import Batch
 from distilkit.errors import DistilkitError
 from distilkit.objectives import Loss
-from distilkit.runs import Run, free_folder, newest_run
+from distilkit.runs import CHECKPOINTS, Run, discard, free_folder, newest_run
 
 NEW = {  # how runs are begun
     "distill": "distilkit distill AUDIO",
@@ -155,6 +155,8 @@ def steps(
         room.seconds = float(saved[1].get("room", room.seconds))
     if first:
         run.rewind(start)
+        for older in sorted((run.folder / "checkpoints").glob("step-*"))[:-CHECKPOINTS]:
+            discard(older)  # what ended in the midst of that left part of it
     accelerator.wait_for_everyone()
     rows = run.rows("metrics.jsonl")
     if enough(rows):
@@ -334,9 +336,29 @@ def measured_steps(recipe: config.Recipe | config.CtcRecipe) -> int:
     return 1 + min(max(2, round(MEASURED / recipe.batches.seconds)), 12)
 
 
-def holding(run: Run, accelerator: Accelerator) -> Any:
-    """The run's lock, held by the process that writes."""
-    return run.locked() if accelerator.is_main_process else nullcontext()
+@contextmanager
+def holding(run: Run, accelerator: Accelerator) -> Iterator[None]:
+    """The run's lock, held by the process that writes; what one before it left half-written is removed."""
+    if not accelerator.is_main_process:
+        yield
+        return
+    with run.locked():
+        leftovers.tidy_below(run.folder)
+        yield
+
+
+def tidied(run: Run, *more: Path) -> None:
+    """Remove what a process that was killed at the end of a finished run had still to remove.
+
+    Args:
+        run: the run.
+        more: what it needs no longer.
+    """
+    if any(path.exists() for path in more) or leftovers.left_below(run.folder):
+        with run.locked():
+            leftovers.tidy_below(run.folder)
+            for path in more:
+                discard(path)
 
 
 def _row(step: loop.Step) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """Embeddings: exact in any batch, resumable, long files at flat memory, every format readable."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -179,8 +181,11 @@ def test_what_is_done_is_kept(
     soundfile.write(folder / "b" / "clip01.wav", voice(1.0, 77), 16_000, "PCM_16")
     with (out / "embeddings.jsonl").open("a") as file:
         file.write('{"id": "half')
+    written = {path: path.stat().st_mtime_ns for path in out.rglob("*.npy")}
     done, _, _ = embed([folder], encoder(), out=out, name="m")
-    assert sum(calls) == 14
+    assert sum(calls) < 24  # two, and their batch mates
+    others = {path for path in out.rglob("*.npy") if path.stat().st_mtime_ns != written.get(path)}
+    assert others == {out / "a" / "clip00.npy", out / "b" / "clip01.npy"}
     assert {item.id for item in done} == {
         p.relative_to(folder).as_posix() for p in folder.rglob("*.*")
     }
@@ -195,6 +200,52 @@ def test_what_is_done_is_kept(
     (tmp_path / "mine" / "diary.txt").write_text("x")
     with pytest.raises(DistilkitError, match="not empty and holds no embeddings"):
         embed([folder], encoder(), out=tmp_path / "mine")
+
+
+@pytest.mark.parametrize("format", ["npy", "npz", "safetensors"])
+@pytest.mark.parametrize("after", [1, 4, 9])
+def test_interrupted_it_comes_to_the_same_bits(
+    after: int, format: Any, speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedding, "POOL_SECONDS", 10.0)
+    _, _, whole = embed([speech], encoder(), out=tmp_path / "whole" / "x", format=format, name="m")
+    real, written = embedding._write, []
+
+    def write(*arguments: Any) -> Any:
+        written.append(arguments)
+        if len(written) > after:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(embedding, "_write", write)
+        embed([speech], encoder(), out=tmp_path / "again" / "x", format=format, name="m")
+    _, _, again = embed([speech], encoder(), out=tmp_path / "again" / "x", format=format, name="m")
+    files = [path.relative_to(whole.parent) for path in whole.parent.rglob("*") if path.is_file()]
+    assert len(files) == (1 if format != "npy" else 14)
+    assert sorted(files) == sorted(
+        path.relative_to(again.parent) for path in again.parent.rglob("*") if path.is_file()
+    )
+    for file in files:
+        assert (whole.parent / file).read_bytes() == (again.parent / file).read_bytes(), file
+
+
+def test_what_a_killed_process_left_counts_for_nothing(speech: Path, tmp_path: Path) -> None:
+    """Its number may come again: in a container often."""
+    one, out = speech / "b" / "clip11.wav", tmp_path / "x.npy"
+    embed([one], encoder(), out=out, layer="all")
+    whole = out.read_bytes()
+    for left in (f".x.npy.partial-{os.getpid()}.0", f".x.npy.partial-{os.getpid()}"):
+        (tmp_path / left).write_bytes(whole)
+    embed([one], encoder(), out=out, layer="all")
+    assert out.read_bytes() == whole
+    assert list(tmp_path.iterdir()) == [out]
+    packed = tmp_path / "y.npz"
+    parts = tmp_path / ".y.npz.parts"
+    parts.mkdir()
+    (parts / f".embeddings.json.partial-{os.getpid()}").write_text("{")
+    embed([speech], encoder(), out=packed, format="npz")
+    assert sorted(tmp_path.iterdir()) == [out, packed]
 
 
 def test_stems_that_collide_keep_their_full_name(tmp_path: Path) -> None:

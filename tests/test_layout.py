@@ -12,7 +12,7 @@ ROWS = (
     {"errors"},
     {"config"},
     {"audio", "rates", "runs"},
-    {"hub"},
+    {"hub", "leftovers"},
     {"front"},
     {"encoder", "layer_mix"},
     {"codebooks", "data", "ngram", "objectives", "students", "teachers", "tokenizers"},

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from distilkit import leftovers
 from distilkit.audio import AudioError
 from distilkit.errors import DistilkitError
-from distilkit.runs import discard
 
 SUFFIX = ".tar"  # not compressed: what is inside can be reached without reading all before it
 
@@ -77,15 +77,12 @@ def kept(sound: bytes, name: str, cache: Path) -> Path:
     origin = name.encode("utf-8", "surrogateescape") + b"\0"
     digest = hashlib.sha256(origin + sound).hexdigest()[:32]
     path = cache / digest[:2] / digest
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         if not path.is_file() or path.stat().st_size != len(sound):
             path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                beside.write_bytes(sound)
-                os.replace(beside, path)
-            finally:
-                discard(beside)
+            with leftovers.temporary(cache) as folder:
+                (folder / path.name).write_bytes(sound)
+                os.replace(folder / path.name, path)
     except OSError as error:
         raise DistilkitError(
             f"cannot keep audio in `{cache}`: {error.strerror or error}",

@@ -15,12 +15,11 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from distilkit import config
+from distilkit import config, leftovers
 from distilkit.audio import BLOCK_SECONDS, SAMPLE_RATE, AudioError, Samples, decode
 from distilkit.data import archives
 from distilkit.data.find import Found, shown
 from distilkit.errors import DistilkitError
-from distilkit.runs import discard
 
 SILENCE_PEAK = 3e-4  # of full scale (-70 dBFS), after the mean is taken away
 QUIET_SECONDS = 0.05  # the stretch whose energy decides where a long recording is cut
@@ -144,33 +143,32 @@ def _write_copy(blocks: Iterator[Samples], copy: Path, measure: "_Measure") -> N
     Raises:
         DistilkitError: the copy cannot be written; an AudioError is about the source.
     """
-    beside = copy.with_name(f".{copy.name}.{os.getpid()}")
-    raw = beside.with_name(f"{beside.name}.f32")
     peak = 1.0
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with raw.open("wb") as file:
-                for block in blocks:
-                    peak = max(peak, float(np.abs(block).max(initial=0.0)))
-                    file.write(block.tobytes())
-            with (
-                raw.open("rb") as source,
-                soundfile.SoundFile(beside, "w", SAMPLE_RATE, 1, "PCM_16", format="FLAC") as out,
-            ):
-                while data := source.read(int(BLOCK_SECONDS * SAMPLE_RATE) * 4):
-                    scaled = np.frombuffer(data, np.float32) * np.float32(32768 / peak)
-                    steps = np.clip(np.rint(scaled), -32768, 32767).astype(np.int16)
-                    out.write(steps)
-                    measure.add(steps.astype(np.float32) / np.float32(32768))
+        with leftovers.temporary(copy.parent.parent) as folder:
+            raw, beside = folder / "raw.f32", folder / copy.name
+            try:
+                with raw.open("wb") as file:
+                    for block in blocks:
+                        peak = max(peak, float(np.abs(block).max(initial=0.0)))
+                        file.write(block.tobytes())
+                with (
+                    raw.open("rb") as source,
+                    soundfile.SoundFile(
+                        beside, "w", SAMPLE_RATE, 1, "PCM_16", format="FLAC"
+                    ) as out,
+                ):
+                    while data := source.read(int(BLOCK_SECONDS * SAMPLE_RATE) * 4):
+                        scaled = np.frombuffer(data, np.float32) * np.float32(32768 / peak)
+                        steps = np.clip(np.rint(scaled), -32768, 32767).astype(np.int16)
+                        out.write(steps)
+                        measure.add(steps.astype(np.float32) / np.float32(32768))
+            except soundfile.LibsndfileError as error:  # of a full disk it says `System error.`
+                full = shutil.disk_usage(folder).free < FULL
+                reason = os.strerror(errno.ENOSPC) if full else str(error)
+                raise OSError(errno.ENOSPC if full else errno.EIO, reason) from error
             os.replace(beside, copy)
-        except soundfile.LibsndfileError as error:  # of a full disk it says `System error.`
-            full = shutil.disk_usage(copy.parent).free < FULL
-            reason = os.strerror(errno.ENOSPC) if full else str(error)
-            raise OSError(errno.ENOSPC if full else errno.EIO, reason) from error
-        finally:
-            discard(raw)
-            discard(beside)
     except OSError as error:
         raise DistilkitError(
             f"cannot keep decoded audio in `{copy.parent.parent}`: {error.strerror or error}",

@@ -7,6 +7,7 @@ docs/concepts/probes.md says task by task what is as there, and what is not.
 import multiprocessing
 import os
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -299,8 +300,17 @@ def _worked(
 
 
 def _begin(problems: Mapping[str, Problem], heard: Mapping[str, Features], seed: int) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     _shared.update(problems=problems, heard=heard, seed=seed)
+
+
+def _end_with_parent() -> None:
+    """End when the process that gives the work has, however it did: it would be waited for forever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _shared_job(job: Job) -> tuple[Solved, float]:
