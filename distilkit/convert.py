@@ -4,7 +4,7 @@ What is written holds the same weights, to the bit, in fp32.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from distilkit import teachers
+from distilkit.cards import converted_card
 from distilkit.encoder import FAMILIES, Encoder, front_norm
 from distilkit.errors import DistilkitError
 from distilkit.hub import DEFAULT_TEACHER, locate
@@ -67,7 +68,7 @@ def convert(name: str, out: Path, format: str = "huggingface") -> Converted:
             f"cannot make `{out.parent}`: {error.strerror}", "--out in a folder you can write"
         ) from error
     with replacing(out) as beside:
-        notes = FORMATS[format](encoder, checkpoint, beside, _run_of(name))
+        notes = FORMATS[format](encoder, checkpoint, beside, name)
     return Converted(
         facts=describe(encoder, checkpoint), output=out, format=format, notes=tuple(notes)
     )
@@ -102,16 +103,9 @@ def _run_of(name: str) -> dict[str, Any]:
     return run.read() if place.is_dir() and run.exists else {}
 
 
-def _huggingface(
-    encoder: Encoder, checkpoint: Checkpoint, folder: Path, run: Mapping[str, Any]
-) -> list[str]:
+def _huggingface(encoder: Encoder, checkpoint: Checkpoint, folder: Path, name: str) -> list[str]:
     """A folder that stock transformers loads; a student's heads beside its weights."""
-    said = "".join(f"\n- {note}" for note in checkpoint.notes)
-    card = (
-        f"A {FAMILIES[checkpoint.family]} encoder, converted by distilkit from a {checkpoint.format} "
-        f"checkpoint, `{Path(checkpoint.source).name}`. Its licence is that of the checkpoint.\n{said}\n"
-    )
-    save(encoder, folder, card)
+    save(encoder, folder, converted_card(name, describe(encoder, checkpoint)))
     if checkpoint.heads:
         save_file(
             {key: _ready(value) for key, value in checkpoint.heads.items()},
@@ -121,14 +115,12 @@ def _huggingface(
     return []
 
 
-def _s3prl(
-    encoder: Encoder, checkpoint: Checkpoint, file: Path, run: Mapping[str, Any]
-) -> list[str]:
+def _s3prl(encoder: Encoder, checkpoint: Checkpoint, file: Path, name: str) -> list[str]:
     """A file of plain dicts that s3prl's distiller upstream and its `--past_exp` read.
 
     Source: s3prl `pretrain/runner.py` and `upstream/distiller/builder.py`.
     """
-    shape = encoder.model.config
+    run, shape = _run_of(name), encoder.model.config
     activations = {new: old for old, new in reversed(ACTIVATIONS.items())}
     refusals = {
         f"is a {FAMILIES[checkpoint.family]}": checkpoint.family != "hubert",
@@ -168,7 +160,7 @@ def _s3prl(
             ].T.clone()
             weights["output_layer.2.layer.bias"] = weights.pop("output_layer.2.bias").flatten()
     teacher = dict(run.get("teacher") or {})
-    name = str(teacher.get("name", DEFAULT_TEACHER))
+    taught = str(teacher.get("name", DEFAULT_TEACHER))
     settings = {
         "extractor_mode": "default" if front_norm(shape) == "group" else "layer_norm",
         "extractor_conv_feature_layers": str(
@@ -205,7 +197,7 @@ def _s3prl(
         "Config": {
             "distiller": settings,
             "teacher": {
-                "model": S3PRL_TEACHERS.get(name, name),
+                "model": S3PRL_TEACHERS.get(taught, taught),
                 "n_layers": int(teacher.get("layers", max(layers, default=encoder.depth))),
             },
             "task": {"sequence_length": 250_000},
@@ -225,7 +217,7 @@ def _ready(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", kind, copy=True).contiguous()
 
 
-FORMATS: dict[str, Callable[[Encoder, Checkpoint, Path, Mapping[str, Any]], list[str]]] = {
+FORMATS: dict[str, Callable[[Encoder, Checkpoint, Path, str], list[str]]] = {
     "huggingface": _huggingface,
     "s3prl": _s3prl,
 }

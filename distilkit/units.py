@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lhotse import MonoCut
 
-from distilkit import codebooks, config, data
+from distilkit import cards, codebooks, config, data
 from distilkit.audio import frames
 from distilkit.batches import whole
 from distilkit.codebooks import Codebook, Source
@@ -41,6 +41,7 @@ def units(
     out: Path,
     *,
     model: Encoder | None = None,
+    called: tuple[str, str] = ("", ""),
     layer: int | None = None,
     clusters: int = 100,
     codebook: Path | None = None,
@@ -60,6 +61,7 @@ def units(
         audio: folders, files or lhotse manifests.
         out: the folder to write; must not exist.
         model: whose layer is clustered; None clusters MFCC.
+        called: the model's name and where it lies, for the card.
         layer: which layer; the middle one when None.
         clusters: how many.
         codebook: use these clusters in place of finding some.
@@ -99,16 +101,11 @@ def units(
         (unit_BT,) = of(batch.wave_BS.to(device), batch.lengths)
         for id, unit_T, length in zip(batch.ids, unit_BT.tolist(), batch.lengths, strict=True):
             named[id] = unit_T[: frames(length)]
-    with replacing(out) as beside:
-        beside.mkdir(parents=True)
-        codebooks.save(found, beside / codebooks.FILE)
-        _write(beside, windows, named)
-        write_text(beside / "skipped.tsv", data.dump_skipped(skipped))
     counts = Counter(unit for row in named.values() for unit in row)
     total = sum(counts.values())
     changes = sum(sum(a != b for a, b in zip(r, r[1:], strict=False)) + 1 for r in named.values())
     entropy = -sum(n / total * math.log2(n / total) for n in counts.values())
-    return Units(
+    made = Units(
         folder=out,
         codebook=found,
         windows=len(windows),
@@ -118,6 +115,15 @@ def units(
         run_frames=total / changes,
         skipped=skipped,
     )
+    with replacing(out) as beside:
+        beside.mkdir(parents=True)
+        codebooks.save(found, beside / codebooks.FILE)
+        _write(beside, windows, named)
+        write_text(beside / "skipped.tsv", data.dump_skipped(skipped))
+        write_text(
+            beside / cards.CARD, cards.units_card(found, called if model else None, vars(made))
+        )
+    return made
 
 
 def _features(

@@ -538,7 +538,7 @@ def test_going_on_with_a_student(speech: Path, teacher_folder: Path, tmp_path: P
         "100% of its weights are the student's: front end, projection, positional convolution, "
         "layers 1, 2, heads"
     )
-    assert f"- Goes on from `{first.folder}`." in card_of(run)
+    assert f"- Goes on from `{first.folder.name}`." in card_of(run)
     other = one_run(
         speech, tmp_path / "other", *settings, "train.steps=1", "objective.layers=[3,9]",
         teacher=teacher_folder, student=str(first.folder / "student"),

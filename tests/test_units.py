@@ -17,7 +17,7 @@ from distilkit.encoder import Encoder, encode
 from distilkit.errors import DistilkitError
 from distilkit.units import WINDOWS, Units, units
 
-FILES = ["codebook.safetensors", "skipped.tsv", "units.jsonl", "units.km"]
+FILES = ["README.md", "codebook.safetensors", "skipped.tsv", "units.jsonl", "units.km"]
 
 
 def model_of(folder: Path) -> Encoder:

@@ -78,7 +78,7 @@ def tokenizer(
     text = Text(form=form, case=case, punctuation=punctuation, digits=digits, language=language)
     settings = Tokenizer(kind=kind, size="auto" if vocab_size is None else vocab_size)
 
-    from distilkit import tokenizers
+    from distilkit import cards, tokenizers
     from distilkit.data.transcripts import texts
     from distilkit.runs import make_parent, replacing
 
@@ -86,10 +86,12 @@ def tokenizer(
     lines = [tokenizers.normalise(line, text) for line in raw]
     made = tokenizers.train(lines, settings, text)
     make_parent(out)
+    facts = _facts(raw, lines, text)
     with replacing(out) as beside:
         tokenizers.save(made, beside)
+        card = cards.tokenizer_card(made, kind, facts)
+        (beside / cards.CARD).write_text(card, encoding="utf-8")
 
-    facts = _facts(raw, lines, text)
     console.left_out(skipped, "")
     if json:
         console.document(

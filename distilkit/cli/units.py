@@ -56,15 +56,17 @@ def units(
     from distilkit.audio import clock
     from distilkit.config import Train
 
-    encoder = None
+    encoder, called = None, ("", "")
     if model:
         encoder, checkpoint = teachers.load(model)
+        called = (model, checkpoint.source)
         for note in checkpoint.notes:
             console.say(f"model: {note}")
     made = hidden.units(
         audio,
         out,
         model=encoder,
+        called=called,
         layer=layer,
         clusters=clusters,
         codebook=codebook,

@@ -5,10 +5,12 @@ steps; `finetune` is both in one call.
 """
 
 import importlib.metadata
+import tempfile
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -22,7 +24,6 @@ from distilkit import (
     cards,
     config,
     data,
-    leftovers,
     loop,
     plan,
     recognisers,
@@ -261,7 +262,6 @@ def train(job: Job, stop: Callable[[], bool] = lambda: False) -> Iterator[loop.S
     accelerator = loop.accelerator(job.plan.device, job.plan.precision)
     if accelerator.is_main_process and not job.resumed:
         assert job.collection is not None
-        leftovers.tidy(run.folder)
         run.create(
             {
                 "recipe.toml": config.dump_recipe(recipe),
@@ -403,34 +403,42 @@ def _finish(job: Job, trainee: Trainee) -> None:
         assert kept.keys() == trainee.weights().keys()
         trainee.load_state_dict(kept, strict=False)  # what is frozen is as it was
     trainee.eval()
-    card = cards.recogniser_card(
-        facts=job.facts, recipe=job.recipe, tokenizer=job.tokenizer, rows=rows, best=best(rows)
+    write = partial(
+        cards.recogniser_card,
+        facts=job.facts,
+        recipe=job.recipe,
+        tokenizer=job.tokenizer,
+        rows=rows,
+        speed=job.run.rows("speed.jsonl"),
+        best=best(rows),
     )
     (adapters,) = trainee.adapters
-    made = trainee.recogniser
+    made, base = trainee.recogniser, job.facts["base"]
     if adapters is None:
         with replacing(folder / "model") as beside:
-            recognisers.save(made, beside, card)
+            recognisers.save(made, beside, write())
         return
     if not (folder / "adapter").is_dir():
         with replacing(folder / "adapter") as beside:
+            for told in adapters.peft_config.values():  # peft itself would say where the model lies
+                told.base_model_name_or_path = cards.public(base["name"], base["source"])
             adapters.save_pretrained(beside, save_embedding_layers=False)
             made.model.config.save_pretrained(beside)
             tokenizers.save(made.tokenizer, beside, made.normalise)
-            told = {**job.facts["base"], "layers": job.recipe.model.layers}
-            (beside / BASE).write_text(cards.json_text(told), encoding="utf-8")
-            (beside / "README.md").write_text(card, encoding="utf-8")
+            found = {**base, "layers": job.recipe.model.layers}
+            (beside / BASE).write_text(cards.json_text(found), encoding="utf-8")
+            (beside / cards.CARD).write_text(write(adapter=True), encoding="utf-8")
     if job.facts["merge"]:
         merged = replace(made, model=adapters.merge_and_unload())
         with replacing(folder / "model") as beside:
-            recognisers.save(merged, beside, card)
+            recognisers.save(merged, beside, write())
 
 
 def _tokenizer_files(tokenizer: Tokenizer, normalise: bool) -> dict[str, bytes]:
-    with leftovers.temporary() as folder:
-        tokenizers.save(tokenizer, folder, normalise)
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        return {f"{TOKENIZER}/{path.relative_to(folder)}": path.read_bytes() for path in files}
+    with tempfile.TemporaryDirectory() as name:
+        tokenizers.save(tokenizer, Path(name), normalise)
+        files = sorted(path for path in Path(name).rglob("*") if path.is_file())
+        return {f"{TOKENIZER}/{path.relative_to(name)}": path.read_bytes() for path in files}
 
 
 def _reopen(run: Run, transcribed: Sequence[str | Path], merge: bool) -> Job:
@@ -449,7 +457,6 @@ def _reopen(run: Run, transcribed: Sequence[str | Path], merge: bool) -> Job:
     facts = facts | {"merge": facts["merge"] or merge}
     merged = (run.folder / "model").is_dir()
     if run.finished and (merged or not facts["merge"]):
-        training.tidied(run)
         raise DistilkitError(
             f"`{run.folder}` is finished: its recogniser is in `{run.result}`",
             "distilkit finetune-ctc DATA --tokenizer DIR --out DIR for another run",

@@ -5,6 +5,7 @@ steps; `distill` is both in one call.
 """
 
 import importlib.metadata
+import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,6 @@ from distilkit import (
     codebooks,
     config,
     data,
-    leftovers,
     loop,
     plan,
     stored,
@@ -32,11 +32,11 @@ from distilkit.audio import frames
 from distilkit.distill import keeping
 from distilkit.distill.job import Job
 from distilkit.distill.parts import assemble, likely
-from distilkit.encoder import Encoder, fingerprint
+from distilkit.encoder import Encoder
 from distilkit.errors import DistilkitError
 from distilkit.hub import DEFAULT_TEACHER
 from distilkit.noise import recordings
-from distilkit.runs import Run, replacing
+from distilkit.runs import Run, discard, replacing
 from distilkit.teachers import Checkpoint
 
 DEFAULT_RECIPE = "personal"
@@ -197,7 +197,6 @@ def train(
     first = accelerator.is_main_process  # of several processes, the one that writes
     if first and not job.resumed:
         assert job.collection is not None
-        leftovers.tidy(run.folder)
         run.create(
             {
                 "recipe.toml": config.dump_recipe(recipe),
@@ -258,8 +257,8 @@ def measure(job: Job) -> plan.Measured:
     groups = [group for number in numbers for group in schedule.step(number)]
     used = [job.train[index] for group in groups for index in group]
     left = keeping.missing(job)
-    with leftovers.temporary() as folder:
-        store = stored.Store(folder if left else keeping.place(job), keeping.kept(job))
+    with tempfile.TemporaryDirectory() as folder:
+        store = stored.Store(Path(folder) if left else keeping.place(job), keeping.kept(job))
         began = time.perf_counter()
         for _ in stored.fill(store, used, targets, job.plan.micro_seconds, accelerator.device):
             pass
@@ -301,7 +300,8 @@ def _existing(name: str, settings: config.Recipe) -> tuple[Existing, dict[str, A
         )
     students.check_existing(student, settings.student)
     existing = Existing(student=student, heads=checkpoint.heads, head_layers=checkpoint.head_layers)
-    return existing, {"name": name, "fingerprint": fingerprint(checkpoint.model)}
+    told = checkpoint.facts(name)
+    return existing, {key: told[key] for key in ("name", "source", "fingerprint")}
 
 
 def finds_units(job: Job) -> bool:
@@ -319,7 +319,6 @@ def _reopen(run: Run, audio: Sequence[str | Path]) -> Job:
         tomllib.loads((run.folder / "recipe.toml").read_text(encoding="utf-8")), str(run.folder)
     )
     if run.finished:
-        training.tidied(run, run.folder / keeping.FOLDER)
         raise DistilkitError(
             f"`{run.folder}` is finished: its student is in `{run.folder / 'student'}`",
             "distilkit distill AUDIO --out DIR for another run",
@@ -362,13 +361,13 @@ def _finish(job: Job, distiller: Distiller) -> None:
         objective = job.recipe.objective
         layers = ",".join(map(str, assembly.target_layers(objective)))
         beside.write_bytes(save(named, metadata={"layers": layers}))
-    card = cards.card(
+    card = cards.student_card(
         facts=job.facts,
         recipe=job.recipe,
         student=distiller.student,
         rows=job.run.rows("metrics.jsonl"),
+        speed=job.run.rows("speed.jsonl"),
     )
     with replacing(job.run.folder / "student") as beside:
         students.save(distiller.student, beside, card)
-    if (job.run.folder / keeping.FOLDER).is_dir():
-        leftovers.remove(job.run.folder / keeping.FOLDER)
+    discard(job.run.folder / keeping.FOLDER)

@@ -11,6 +11,7 @@ from typing import Any
 
 from distilkit import __version__, config, exported, teachers
 from distilkit.audio import FRAME_RATE, FRAME_SAMPLES, HOP_SAMPLES, SAMPLE_RATE
+from distilkit.cards import CARD
 from distilkit.data import Tracker, untracked
 from distilkit.encoder import FAMILIES, Encoder, fingerprint
 from distilkit.errors import DistilkitError
@@ -109,7 +110,7 @@ def export(
             checks, kept = [*checks, found], [*kept, found]
         _write(folder, facts)
         shutil.copyfile(Path(exported.__file__).with_name("on_device.py"), folder / SCRIPT)
-        (folder / "README.md").write_text(card(facts, kept), encoding="utf-8")
+        (folder / CARD).write_text(card(facts, kept, locate(name)), encoding="utf-8")
     return Export(folder=out, facts=facts, checks=checks)
 
 

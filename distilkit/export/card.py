@@ -1,29 +1,46 @@
 """The README of an exported folder."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from distilkit.cards import head, hub_id, licence_of, public, size_text, terms
 from distilkit.export.verify import ROUNDS, TIMED_SECONDS, Checked
 
 SCRIPT = "run.py"  # what runs the folder on a device
 
 
-def card(facts: dict[str, Any], checks: Sequence[Checked]) -> str:
-    """The README of an exported folder, in Markdown.
+def card(facts: dict[str, Any], checks: Sequence[Checked], source: str | Path) -> str:
+    """The README of an exported folder, in Markdown with the hub's metadata block.
 
     Args:
         facts: what export.json says.
         checks: what was found, with each runtime.
+        source: where the model lies.
     """
+    name = facts["source"]["name"]
+    licence = licence_of(Path(source))
     recognises, first = facts["kind"] == "recogniser", checks[0]
     stored = "fp32" if facts["precision"] == "fp32" else f"weights stored in {facts['precision']}"
     gives = "logarithms of the tokens' probabilities (`logprobs`) and " if recognises else ""
     return "\n".join(
         [
-            f"# {facts['source']['name']}, exported",
+            *head(
+                library="onnx",
+                pipeline="automatic-speech-recognition" if recognises else "feature-extraction",
+                tags=[
+                    "onnx",
+                    facts["family"].lower().replace(" ", "-"),
+                    "speech",
+                    *(["ctc"] if recognises else []),
+                ],
+                base=hub_id(name, source),
+                licence=licence,
+            ),
+            f"# {public(name, source)}, exported",
             "",
             f"A {facts['parameters'] / 1e6:.2f} M {facts['kind']} ({facts['family']}) as ONNX, {stored}, "
-            f"{facts['bytes'] / 1e6:.1f} MB. Made by {facts['made_by']}.",
+            f"{size_text(facts['bytes'])}. Made by {facts['made_by']}.",
             "",
             "```",
             "pip install onnxruntime soundfile numpy",
@@ -41,15 +58,14 @@ def card(facts: dict[str, Any], checks: Sequence[Checked]) -> str:
             f"median of {ROUNDS} in turn, on `{facts['processor']}`.",
             "",
             "| runtime | layer | least cosine | largest error | time | PyTorch |",
-            "|---|---|---|---|---|---|",
+            "|---|---:|---:|---:|---:|---:|",
             *(_row(check, place) for check in checks for place in range(len(check.layers))),
             *(line for check in checks for line in _words(check)),
             "",
             *(_phone(facts["mobile"]) if "mobile" in facts else []),
-            "## Licence",
-            "",
-            "That of the model it was made of; distilkit adds no terms of its own.",
-            "",
+            *terms(
+                f"The licence of the model it was made of{f', {licence},' if licence else ''} decides"
+            ),
         ]
     )
 
@@ -60,7 +76,7 @@ def _phone(told: dict[str, Any]) -> list[str]:
         "## On a phone",
         "",
         f"`{told['file']}` is the same model as an ExecuTorch program, weights in fp32, "
-        f"{told['bytes'] / 1e6:.1f} MB, computed by XNNPACK. Its method `forward` takes one clip, float32 "
+        f"{size_text(told['bytes'])}, computed by XNNPACK. Its method `forward` takes one clip, float32 "
         f"(1, samples), {told['shortest']} to {told['longest']} samples, as it was recorded, and gives "
         f"`{'`, `'.join(told['outputs'])}`, in this order. Kotlin, Swift and C++ load it with ExecuTorch's "
         "own library; so does Python:",

@@ -216,8 +216,8 @@ def content(path: Path) -> bytes:
         return re.sub(rb'"stamp": "[^"]*"', b"", gzip.decompress(path.read_bytes()))
     if path.name == "export.json":
         return re.sub(rb'milliseconds": ({[^}]*}|[\d.]+)', b"", path.read_bytes())
-    if path.name == "README.md" and path.parent.name == "exported":
-        return re.sub(rb"[\d.]+ ms", b"", path.read_bytes())
+    if path.name == "README.md":
+        return re.sub(rb"[\d.]+ ms|- Took .*", b"", path.read_bytes())
     return path.read_bytes()
 
 

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -49,6 +50,11 @@ def fresh(
         ]
     tuned = ["--tokenizer", str(letters), "--model", str(teacher_folder)]
     return "finetune-ctc", [str(transcribed), *tuned, "--recipe", "ctc", *OPTIONS]
+
+
+def timeless(file: Path) -> bytes:
+    """A file's content, of a card without its line that holds a clock."""
+    return re.sub(rb"^- Took .*$", b"", file.read_bytes(), flags=re.MULTILINE)
 
 
 def start(command: str, arguments: list[str]) -> subprocess.Popen[str]:
@@ -99,7 +105,7 @@ def test_killed_ten_times_and_resumed(fresh: tuple[str, list[str]], tmp_path: Pa
     assert last.returncode == 0, log
     assert max(reached) > 3, "no kill fell into training"
     for name in COMPARED[command]:
-        assert (broken / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+        assert timeless(broken / name) == timeless(tmp_path / "whole" / name), name
     left = [path.name for path in broken.rglob(".*") if path.name != ".lock"]
     assert left == []
 
