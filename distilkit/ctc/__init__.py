@@ -5,7 +5,6 @@ steps; `finetune` is both in one call.
 """
 
 import importlib.metadata
-import tempfile
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ from distilkit import (
     cards,
     config,
     data,
+    leftovers,
     loop,
     plan,
     recognisers,
@@ -262,6 +262,7 @@ def train(job: Job, stop: Callable[[], bool] = lambda: False) -> Iterator[loop.S
     accelerator = loop.accelerator(job.plan.device, job.plan.precision)
     if accelerator.is_main_process and not job.resumed:
         assert job.collection is not None
+        leftovers.tidy(run.folder)
         run.create(
             {
                 "recipe.toml": config.dump_recipe(recipe),
@@ -435,10 +436,10 @@ def _finish(job: Job, trainee: Trainee) -> None:
 
 
 def _tokenizer_files(tokenizer: Tokenizer, normalise: bool) -> dict[str, bytes]:
-    with tempfile.TemporaryDirectory() as name:
-        tokenizers.save(tokenizer, Path(name), normalise)
-        files = sorted(path for path in Path(name).rglob("*") if path.is_file())
-        return {f"{TOKENIZER}/{path.relative_to(name)}": path.read_bytes() for path in files}
+    with leftovers.temporary() as folder:
+        tokenizers.save(tokenizer, folder, normalise)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        return {f"{TOKENIZER}/{path.relative_to(folder)}": path.read_bytes() for path in files}
 
 
 def _reopen(run: Run, transcribed: Sequence[str | Path], merge: bool) -> Job:
@@ -457,6 +458,7 @@ def _reopen(run: Run, transcribed: Sequence[str | Path], merge: bool) -> Job:
     facts = facts | {"merge": facts["merge"] or merge}
     merged = (run.folder / "model").is_dir()
     if run.finished and (merged or not facts["merge"]):
+        training.tidied(run)
         raise DistilkitError(
             f"`{run.folder}` is finished: its recogniser is in `{run.result}`",
             "distilkit finetune-ctc DATA --tokenizer DIR --out DIR for another run",

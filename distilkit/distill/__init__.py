@@ -5,7 +5,6 @@ steps; `distill` is both in one call.
 """
 
 import importlib.metadata
-import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from distilkit import (
     codebooks,
     config,
     data,
+    leftovers,
     loop,
     plan,
     stored,
@@ -36,7 +36,7 @@ from distilkit.encoder import Encoder
 from distilkit.errors import DistilkitError
 from distilkit.hub import DEFAULT_TEACHER
 from distilkit.noise import recordings
-from distilkit.runs import Run, discard, replacing
+from distilkit.runs import Run, replacing
 from distilkit.teachers import Checkpoint
 
 DEFAULT_RECIPE = "personal"
@@ -197,6 +197,7 @@ def train(
     first = accelerator.is_main_process  # of several processes, the one that writes
     if first and not job.resumed:
         assert job.collection is not None
+        leftovers.tidy(run.folder)
         run.create(
             {
                 "recipe.toml": config.dump_recipe(recipe),
@@ -257,8 +258,8 @@ def measure(job: Job) -> plan.Measured:
     groups = [group for number in numbers for group in schedule.step(number)]
     used = [job.train[index] for group in groups for index in group]
     left = keeping.missing(job)
-    with tempfile.TemporaryDirectory() as folder:
-        store = stored.Store(Path(folder) if left else keeping.place(job), keeping.kept(job))
+    with leftovers.temporary() as folder:
+        store = stored.Store(folder if left else keeping.place(job), keeping.kept(job))
         began = time.perf_counter()
         for _ in stored.fill(store, used, targets, job.plan.micro_seconds, accelerator.device):
             pass
@@ -319,6 +320,7 @@ def _reopen(run: Run, audio: Sequence[str | Path]) -> Job:
         tomllib.loads((run.folder / "recipe.toml").read_text(encoding="utf-8")), str(run.folder)
     )
     if run.finished:
+        training.tidied(run, run.folder / keeping.FOLDER)
         raise DistilkitError(
             f"`{run.folder}` is finished: its student is in `{run.folder / 'student'}`",
             "distilkit distill AUDIO --out DIR for another run",
@@ -370,4 +372,5 @@ def _finish(job: Job, distiller: Distiller) -> None:
     )
     with replacing(job.run.folder / "student") as beside:
         students.save(distiller.student, beside, card)
-    discard(job.run.folder / keeping.FOLDER)
+    if (job.run.folder / keeping.FOLDER).is_dir():
+        leftovers.remove(job.run.folder / keeping.FOLDER)
