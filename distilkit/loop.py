@@ -53,6 +53,7 @@ class Step:
     broken: str = ""  # what was not finite, in which clips
     lowered: float = 0.0  # seconds in memory at once from here on, where memory had run out
     valid: dict[str, float] = field(default_factory=dict)  # means per frame, where validated
+    unwritten: str = ""  # that the run's report could not be written, and why
 
 
 @dataclass

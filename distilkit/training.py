@@ -107,6 +107,11 @@ def unchanged(valid: dict[str, float]) -> dict[str, float]:
     return valid
 
 
+def unreported(state: str) -> str:
+    """No report, and nothing that goes wrong with it."""
+    return ""
+
+
 def steps(
     run: Run,
     recipe: config.Recipe | config.CtcRecipe,
@@ -121,6 +126,7 @@ def steps(
     told: Callable[[dict[str, float]], dict[str, float]] = unchanged,
     validated: Callable[[nn.Module, Rows], None] = lambda module, rows: None,
     enough: Callable[[Rows], bool] = lambda rows: False,
+    report: Callable[[str], str] = unreported,
 ) -> Generator[loop.Step, None, nn.Module | None]:
     """Train, yielding each optimizer step; return the module when done, None when stopped before.
 
@@ -140,6 +146,8 @@ def steps(
         validated: called with the bare module and the metrics after each validation, before the
             checkpoint, in the process that writes.
         enough: asked with the metrics after each validation whether to end early.
+        report: called before the first step and after each validation and checkpoint, in the process that
+            writes, with what the run is doing; returns what went wrong, which ends no run.
 
     Raises:
         DistilkitError: every checkpoint is damaged, losses are not finite, or training diverges.
@@ -174,6 +182,7 @@ def steps(
         pinned=decided.device == "cuda",
     )
     settings = recipe.train
+    unwritten = report("training") if first else ""
     for step in loop.fit(
         accelerator,
         module,
@@ -199,12 +208,17 @@ def steps(
             run.append("speed.jsonl", _speed(step, decided.device))
             if step.valid:
                 validated(accelerator.unwrap_model(module), rows)
-            if halt or ended or step.number % settings.checkpoint_every == 0:
+            saving = halt or ended or step.number % settings.checkpoint_every == 0
+            if saving:
                 tensors, numbers = loop.state(accelerator, module, optimizer, made.given)
                 if math.isfinite(room.seconds):
                     numbers["room"] = room.seconds
                 run.save_checkpoint(step.number, tensors, numbers)
-        yield step
+            if saving or step.valid:
+                state = "trained" if ended else "stopped" if halt else "training"
+                unwritten = report(state) or unwritten
+        yield replace(step, unwritten=unwritten)
+        unwritten = ""
         if halt:
             return None
         if ended:

@@ -25,6 +25,7 @@ from distilkit.cli import (
     lm,
     probe,
     recipes,
+    report,
     tokenizer,
     transcribe,
     units,
@@ -100,6 +101,7 @@ app.command("tokenizer")(tokenizer.tokenizer)
 app.command("transcribe")(transcribe.transcribe)
 app.command("evaluate")(evaluate.evaluate)
 app.command("lm")(lm.lm)
+app.command("report")(report.report)
 app.command("probe")(probe.probe)
 app.command("bench")(bench.bench)
 app.command("export")(export.export)

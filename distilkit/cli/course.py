@@ -133,7 +133,30 @@ def follow(
         console.say(said if done else "stopped before the first step; what is done is kept")
         console.say(f"go on with: distilkit {kind} --resume --out {job.run.folder}")
         raise typer.Exit(130)
-    return time.monotonic() - began
+    seconds = time.monotonic() - began
+    complete(job.run)
+    return seconds
+
+
+def complete(run: "Run") -> None:
+    """Complete the report of a run that has ended; what goes wrong with it is said and spoils nothing."""
+    from distilkit import report
+    from distilkit.cli import console
+
+    if not console.LEADER or not run.finished:
+        return
+    again = f"distilkit report {run.folder}"
+    console.say("the report: comparing layers and timing ...")
+    console.interruption(f"`{run.result}` is whole, its report is not", again)
+    try:
+        path, problems = report.complete(run, track=console.track)
+    except Exception as error:  # the run is done, whatever becomes of its report
+        console.warn(f"the report could not be written: {report.reason(error)}")
+        console.warn(f"hint: {again}")
+        return
+    for name, problem in problems.items():
+        console.warn(f"the report lacks {name}: {problem}")
+    console.say(f"report: {path}")
 
 
 def _parts(parts: dict[str, float]) -> str:
@@ -172,6 +195,7 @@ class Watch:
         self._began = 0.0  # of the first step; what is found beforehand does not count
         self._done = 0
         self._seconds = self._waited = 0.0
+        self._unwritten = ""  # what was said of the report
         self.number = 0  # of the newest step
 
     def __enter__(self) -> "Watch":
@@ -197,6 +221,9 @@ class Watch:
         )
         if step.valid:
             console.say(f"step {step.number}: {_valid(step.valid)}")
+        if step.unwritten and step.unwritten != self._unwritten:
+            console.warn(f"step {step.number}: {step.unwritten}")
+            self._unwritten = step.unwritten
         if step.lowered:
             console.say(
                 f"step {step.number}: out of memory; from here on at most {step.lowered:.0f} s of "

@@ -112,10 +112,13 @@ def probe(
     if out is not None:
         page.write(out, outcomes, left, names, data)
         console.say(f"written: {out}")
+    told = page.document(outcomes, left, names, data)
     if json:
-        console.document(page.document(outcomes, left, names, data))
+        console.document(told)
     else:
         _show(outcomes, [system.name for system in systems], against)
+    if (kept := page.keep(name, told)) is not None:
+        console.say(f"kept in {kept}; in the run's report with: distilkit report {kept.parent}")
 
 
 def _one_task(data: "Sequence[str]") -> None:

@@ -27,6 +27,7 @@ from distilkit import (
     loop,
     plan,
     recognisers,
+    report,
     students,
     teachers,
     tokenizers,
@@ -298,6 +299,7 @@ def train(job: Job, stop: Callable[[], bool] = lambda: False) -> Iterator[loop.S
             told=told,
             validated=validated,
             enough=enough,
+            report=report.Report(run).update,
         )
         if done is not None and accelerator.is_main_process:
             assert isinstance(done, Trainee)
@@ -313,6 +315,7 @@ def finetune(transcribed: Sequence[str | Path], **options: Any) -> Path:
     job = prepare(transcribed, **options)
     for _ in train(job):
         pass
+    report.complete(job.run)
     assert job.run.result is not None
     return job.run.result
 

@@ -22,6 +22,7 @@ from distilkit import (
     leftovers,
     loop,
     plan,
+    report,
     stored,
     students,
     teachers,
@@ -226,6 +227,7 @@ def train(
             valid=job.valid,
             resumed=job.resumed,
             stop=stop,
+            report=report.Report(run).update,
         )
         if done is not None and first:
             assert isinstance(done, Distiller)
@@ -241,6 +243,7 @@ def distill(audio: Sequence[str | Path], **options: Any) -> Path:
     job = prepare(audio, **options)
     for _ in train(job):
         pass
+    report.complete(job.run)
     return job.run.folder / "student"
 
 

@@ -1,0 +1,58 @@
+"""`distilkit report`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from distilkit.cli import completion, options
+
+
+def report(
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN",
+            help="Run folder of `distill` or `finetune-ctc`, finished or not.",
+            autocompletion=completion.runs,
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write the page to this file, HTML.", show_default="RUN/report.html"
+        ),
+    ] = None,
+    audio: Annotated[
+        bool, typer.Option("--audio/--no-audio", help="Recordings to listen to on the page.")
+    ] = True,
+    json: options.Json = False,
+) -> None:
+    """Write a run's report: one HTML page that needs no network.
+
+    `distilkit report runs/my_audio`
+    """
+    from distilkit.cli import console
+    from distilkit.errors import DistilkitError
+    from distilkit.runs import Run, make_parent
+
+    found = Run(run)
+    found.read()
+    if out is not None and out.exists():
+        raise DistilkitError(f"`{out}` is there already", "another --out")
+    if out is not None:
+        make_parent(out)
+
+    from distilkit import report as writing
+
+    if missing := writing.missing(found):
+        console.say(f"measuring {', '.join(missing)} ...")
+    if not found.finished:
+        console.say("not finished: nothing is measured yet, the logs are shown")
+    path, problems = writing.complete(found, out, sound=audio, track=console.track)
+    for name, problem in problems.items():
+        console.warn(f"the report lacks {name}: {problem}")
+    if json:
+        console.document({"report": str(path), "lacks": problems})
+        return
+    console.result(f"{path}")
