@@ -1,17 +1,5 @@
 """A run folder: atomic files, checkpoints, metrics, resume state, locking.
 
-    recipe.toml        the resolved recipe
-    run.json           teacher, command, versions, plan
-    audio.jsonl.gz     the windows that are used, and which of them validate
-    skipped.tsv        every file that is not used, with its reason
-    metrics.jsonl      one line per optimizer step; holds no clock, so equal runs give equal files
-    speed.jsonl        the clock: seconds and memory per step
-    checkpoints/       the newest state to resume from, and the one before it
-    heads.safetensors  the prediction heads, at the end
-    best.safetensors   a recogniser's weights where it did best on what is held out, so far
-    student/           the student as a Hugging Face folder, at the end
-    model/, adapter/   a recogniser, or what LoRA adds to the model it began with, at the end
-
 Every file is written beside its place and moved there whole; nothing is pickled.
 """
 
@@ -33,10 +21,42 @@ from distilkit.errors import DistilkitError
 if TYPE_CHECKING:
     from torch import Tensor
 
+FILES = {  # what a run folder holds; a name with a slash is a folder
+    "recipe.toml": "the recipe with every default filled in",
+    "run.json": "the teacher, or the model that is fine-tuned, a digest of its weights, the audio, the plan "
+    "with its reasons, versions",
+    "audio.jsonl.gz": "the windows, as a lhotse cut manifest; `custom.split` says which are held out",
+    "skipped.tsv": "every file or part that is not used: kind, seconds, path, reason",
+    "metrics.jsonl": "a line for each optimizer step: loss, its parts, gradient norm, learning rate, "
+    "validation; no clock, so equal runs give equal files",
+    "speed.jsonl": "a line for each optimizer step: seconds, how many of them went into waiting for audio, "
+    "and peak memory",
+    "checkpoints/": "the newest state to resume from, and the one before it, each with a digest",
+    "targets/": "what the teacher said of every window; gone once the student is there",
+    "codebook.safetensors": "the hidden units that are predicted, where the run found them itself",
+    "heads.safetensors": "the prediction heads, at the end",
+    "student/": "the student as a Hugging Face folder with a model card, at the end",
+    "tokenizer/": "of fine-tuning: the run's own copy of its tokenizer",
+    "best.safetensors": "of fine-tuning: the trained weights where they did best on what is held out, so far",
+    "model/": "of fine-tuning: the recogniser as a Hugging Face folder with a model card, at the end",
+    "adapter/": "of fine-tuning with `--lora`: what was trained, and which model it belongs to, at the end",
+    "report.html": "the report: what was trained, how it went, what came out",
+    "report.json": "what was measured for the report once the run was done",
+    "probes.json": "what `distilkit probe` found of the result, if it was asked",
+    ".lock": "the process that works in the run, while one does",
+}
 RESULTS = ("student", "model", "adapter")
 CHECKPOINT_STATE = "state.json"
 CHECKPOINT_TENSORS = "tensors.safetensors"
 CHECKPOINTS = 2  # that are kept: should the newest be damaged, there is one before it
+
+UNWRITABLE = {  # what to do where something cannot be written
+    errno.ENOSPC: "make room on that disk, or choose a folder on another",
+    errno.EDQUOT: "make room within your quota, or choose a folder elsewhere",
+    errno.EACCES: "choose a folder that you can write",
+    errno.EPERM: "choose a folder that you can write",
+    errno.EROFS: "choose a folder that can be written",
+}
 
 
 @contextmanager
@@ -66,14 +86,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def unwritable(path: Path, error: OSError) -> DistilkitError:
     """What a user is told where a file or folder cannot be written."""
-    hints = {
-        errno.ENOSPC: "make room on that disk, or choose a folder on another",
-        errno.EDQUOT: "make room within your quota, or choose a folder elsewhere",
-        errno.EACCES: "choose a folder that you can write",
-        errno.EPERM: "choose a folder that you can write",
-        errno.EROFS: "choose a folder that can be written",
-    }
-    hint = hints.get(error.errno or 0, "distilkit doctor")
+    hint = UNWRITABLE.get(error.errno or 0, "distilkit doctor")
     return DistilkitError(f"cannot write `{path}`: {error.strerror or error}", hint)
 
 

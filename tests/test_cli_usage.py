@@ -163,6 +163,42 @@ def test_what_nobody_expected_is_one_error(run: Run, monkeypatch: pytest.MonkeyP
     assert err.endswith("\nerror: unexpected ZeroDivisionError, which is not your mistake\n")
 
 
+@pytest.mark.parametrize(
+    ("error", "said", "hint"),
+    [
+        (
+            OSError(28, "No space left on device", "a/b"),
+            "`a/b`: No space left on device",
+            "make room",
+        ),
+        (
+            OSError(28, "No space left on device"),
+            "No space left on device",
+            "make room on that disk",
+        ),
+        (PermissionError(13, "Permission denied", "c"), "`c`: Permission denied", "you can write"),
+        (MemoryError(), "out of memory", "--memory 2GB takes less"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+            "out of memory",
+            "--memory 2GB",
+        ),
+    ],
+)
+def test_a_full_disk_or_memory_is_called_that(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str, hint: str
+) -> None:
+    def broken() -> None:
+        raise error
+
+    monkeypatch.setattr("distilkit.config.recipe_names", broken)
+    code, out, err = run("recipes")
+    assert (code, out) == (1, "")
+    assert err.startswith(f"error: {said}\n\nhint: ")
+    assert hint in err
+    assert "unexpected" not in err
+
+
 def test_verbose_shows_what_libraries_log() -> None:
     code = (
         "import logging, sys; from distilkit import cli\n"

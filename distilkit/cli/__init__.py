@@ -142,6 +142,8 @@ def main() -> None:
     except ImportError as error:
         fail(DistilkitError(f"a package does not load: {error}", "distilkit doctor"))
     except Exception as error:
+        if (told := _of_the_machine(error)) is not None:
+            fail(told)
         _unexpected(error)
     sys.exit(status)
 
@@ -159,6 +161,24 @@ def fail(error: DistilkitError, status: int = 1) -> NoReturn:
 
     console.problem(error)
     sys.exit(status)
+
+
+def _of_the_machine(error: Exception) -> DistilkitError | None:
+    """What a full disk, a place that cannot be written, or too little memory is called."""
+    from distilkit.runs import UNWRITABLE
+
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        where = f"`{error.filename}`: " if error.filename else ""
+        return DistilkitError(f"{where}{error.strerror}", UNWRITABLE[error.errno])
+    if isinstance(error, MemoryError | RuntimeError):
+        from distilkit.batches import out_of_memory
+
+        if out_of_memory(error):
+            return DistilkitError(
+                "out of memory",
+                "--memory 2GB takes less where a command has it; else shorter recordings, or fewer at once",
+            )
+    return None
 
 
 def _unexpected(error: Exception) -> NoReturn:
