@@ -781,6 +781,26 @@ def test_windows_survive_the_disk(folder: Path, tmp_path: Path) -> None:
         for one, other in zip(before, after, strict=True):
             assert (one.id, one.start, one.duration) == (other.id, other.start, other.duration)
             np.testing.assert_array_equal(one.load_audio(), other.load_audio())
+    ids = [id(cut.recording) for cut in (*train, *valid)]
+    assert len(set(ids)) == found.recordings < len(ids)  # windows of a recording share it
+
+
+def test_windows_on_the_disk_are_those_that_lhotse_writes_and_reads(
+    folder: Path, tmp_path: Path
+) -> None:
+    for seed in range(3):
+        write(folder / f"é {seed}.wav", seed, 2.5)
+    found = collect([folder], Data(window_seconds=1.3, valid_fraction=0.3))
+    path = tmp_path / "windows.jsonl.gz"
+    path.write_bytes(data.dump_windows(found))
+    rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    for cut in found.train:
+        cut.custom["split"] = "train"
+    for cut in found.valid:
+        cut.custom["split"] = "valid"
+    assert rows == [json.loads(json.dumps(cut.to_dict())) for cut in (*found.train, *found.valid)]
+    assert list(CutSet.from_file(path)) == [*found.train, *found.valid]
+    assert sum(data.load_windows(path), []) == [*found.train, *found.valid]
 
 
 def test_a_recording_that_vanished_is_named(folder: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import tarfile
+import tracemalloc
 import unicodedata
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,7 +23,7 @@ from pyarrow import parquet
 
 from distilkit.audio import SAMPLE_RATE
 from distilkit.config import Transcribed
-from distilkit.data import Collection, dump_windows, layouts, load_windows, sources
+from distilkit.data import Collection, dump_windows, layouts, load_windows, sources, tables
 from distilkit.data import transcripts as data
 from distilkit.data.layouts import LAYOUTS
 from distilkit.data.scan import Skipped
@@ -395,6 +396,51 @@ def test_cuts_survive_a_manifest(tmp_path: Path, sounds: Sounds) -> None:
         for old, new in zip(before, after, strict=True):
             assert new.custom["source"] == old.custom["source"]
             np.testing.assert_array_equal(new.load_audio(), old.load_audio())
+
+
+ODD = (
+    b"",
+    b"\n\n",
+    b"a\nb",
+    b"\xef\xbb\xbfa\r\nb\r\n\xef\xbb\xbfc\n",
+    b"a\rb\r\r\nc\r",
+    "ä\u2028ö\x0b\x1cü\n\nß".encode(),
+)
+
+
+@pytest.mark.parametrize("content", ODD)
+@pytest.mark.parametrize("ending", ["txt", "txt.gz"])
+def test_lines_are_those_of_the_text(content: bytes, ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"lines.{ending}"
+    path.write_bytes(gzip.compress(content) if ending.endswith("gz") else content)
+    lines = enumerate(tables.text_of(path).split("\n"), start=1)
+    assert list(tables.lines_of(path)) == [(n, line) for n, line in lines if line.strip()]
+
+
+def test_a_large_manifest_is_read_as_it_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1, "text": "x"}\n' * 200_000 + "no row\n")
+    table = tmp_path / "rows.csv"
+    table.write_text("file_name,text\n" + "a.wav,one two three\n" * 200_000 + '"\n')
+    tracemalloc.start()
+    for rows, said in (
+        (tables.json_lines(path), "line 200001"),
+        (tables.table(table)[1], "line 200002"),
+    ):
+        with pytest.raises(DistilkitError, match=said):
+            for _, row in rows:
+                assert row["text"]  # type: ignore[index]
+    assert tracemalloc.get_traced_memory()[1] < 2**21  # the files have 4 MiB each
+    tracemalloc.stop()
+
+
+def test_utterances_of_one_file_share_what_they_have_in_common(
+    tmp_path: Path, sounds: Sounds
+) -> None:
+    found = read([kaldi_segments(tmp_path / "data", sounds)], SETTINGS, cache=tmp_path)
+    recordings = {cut.recording.id: cut.recording for cut in found.cuts}
+    assert len(recordings) < len(found.cuts)
+    assert all(cut.recording is recordings[cut.recording.id] for cut in found.cuts)
 
 
 def test_several_inputs(tmp_path: Path, sounds: Sounds) -> None:

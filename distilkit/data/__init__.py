@@ -1,18 +1,19 @@
 """Folders and corpora to lhotse cuts; every skipped file accounted for."""
 
 import gzip
+import io
 import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from distilkit import config
 from distilkit.audio import SAMPLE_RATE
-from distilkit.data import transcripts
+from distilkit.data import tables, transcripts
 from distilkit.data.common import MAX_UNUSABLE, Tracker, untracked
 from distilkit.data.find import Found, find, shown
 from distilkit.data.scan import Clip, Skipped, cache_folder, scan, silent_parts, stamp, still
@@ -226,13 +227,25 @@ def some(windows: "Sequence[MonoCut]", seconds: float, seed: int) -> "list[MonoC
 
 def dump_windows(collection: Collection) -> bytes:
     """The windows as a gzipped lhotse cut manifest; `custom.split` says which validate."""
-    rows = []
-    for name, windows in (("train", collection.train), ("valid", collection.valid)):
-        for cut in windows:
-            row = cut.to_dict()
-            row["custom"] = {**row.get("custom", {}), "split": name}
-            rows.append(json.dumps(row) + "\n")  # ASCII, so that any file name can be written
-    return gzip.compress("".join(rows).encode(), mtime=0)
+    packed, recordings = io.BytesIO(), dict[int, Any]()
+    with gzip.GzipFile("", "wb", 6, packed, mtime=0) as file:
+        for name, windows in (("train", collection.train), ("valid", collection.valid)):
+            for cut in windows:
+                if id(cut.recording) not in recordings:
+                    recordings[id(cut.recording)] = cut.recording.to_dict()
+                row = {  # what `cut.to_dict` gives, in a tenth of the time
+                    "id": cut.id,
+                    "start": cut.start,
+                    "duration": cut.duration,
+                    "channel": cut.channel,
+                    "supervisions": [words.to_dict() for words in cut.supervisions],
+                    "recording": recordings[id(cut.recording)],
+                    "custom": {**(cut.custom or {}), "split": name},
+                    "type": "MonoCut",
+                }
+                # ASCII, so that any file name can be written.
+                file.write((json.dumps(row) + "\n").encode())
+    return packed.getvalue()
 
 
 def load_windows(path: Path) -> "tuple[list[MonoCut], list[MonoCut]]":
@@ -241,19 +254,40 @@ def load_windows(path: Path) -> "tuple[list[MonoCut], list[MonoCut]]":
     Raises:
         DistilkitError: the manifest or one of the audio files in it is gone.
     """
-    from lhotse import CutSet
+    from lhotse import MonoCut, Recording, SupervisionSegment
 
+    recordings: dict[tuple[str, str], Recording] = {}
+    once: dict[str, str] = {}  # what many windows have in common is kept once
+    sides: dict[str, list[MonoCut]] = {"train": [], "valid": []}
     try:
-        windows = list(CutSet.from_file(path))
-    except (OSError, ValueError, EOFError) as error:
+        for _, row in tables.json_lines(path):
+            told = row["recording"]
+            place = told["id"], told["sources"][0]["source"]
+            if place not in recordings:
+                recordings[place] = Recording.from_dict(told)
+            cut = MonoCut(
+                id=row["id"],
+                start=row["start"],
+                duration=row["duration"],
+                channel=row["channel"],
+                supervisions=[SupervisionSegment.from_dict(words) for words in row["supervisions"]],
+                recording=recordings[place],
+                custom={
+                    once.setdefault(key, key): once.setdefault(value, value)
+                    if isinstance(value, str)
+                    else value
+                    for key, value in row["custom"].items()
+                },
+            )
+            sides[row["custom"]["split"]].append(cut)
+    except (LookupError, TypeError, AttributeError, ValueError, AssertionError) as error:
         raise DistilkitError(f"`{path}` cannot be read: {error}") from error
-    for name in {cut.recording.sources[0].source for cut in windows}:
+    for _, name in recordings:
         if not Path(name).is_file():
             raise DistilkitError(
                 f"`{name}` is gone, and this run needs it", "start a new run with another --out"
             )
-    train = [cut for cut in windows if cut.custom["split"] == "train"]
-    return train, [cut for cut in windows if cut.custom["split"] == "valid"]
+    return sides["train"], sides["valid"]
 
 
 def dump_skipped(skipped: Sequence[Skipped]) -> str:

@@ -130,13 +130,14 @@ def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
 
 
 def _manifest_files(manifest: Path) -> Iterator[Path]:
-    """The audio files that a lhotse recording or cut manifest names.
+    """The audio files that a lhotse recording or cut manifest names, each name once.
 
     Raises:
         DistilkitError: not a manifest, or a source that is not a file (a command is never run).
     """
     from lhotse.serialization import load_jsonl
 
+    names: set[str] = set()
     try:
         for row in load_jsonl(manifest):
             recording = row.get("recording", row)
@@ -145,7 +146,9 @@ def _manifest_files(manifest: Path) -> Iterator[Path]:
                     raise DistilkitError(
                         f"`{manifest}` has a source of type `{source['type']}`; only files are read"
                     )
-                yield _beside(Path(source["source"]), manifest)
+                if source["source"] not in names:
+                    names.add(source["source"])
+                    yield _beside(Path(source["source"]), manifest)
     except (
         LookupError,
         TypeError,

@@ -7,7 +7,7 @@ fit together is listed with its reason. Readers decode nothing, and run no comma
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from distilkit.data import tables
@@ -78,6 +78,7 @@ def _from_table(
     labels = [name for name in columns if name != file] if source.labels else []
     names = {"speaker": tables.column(columns, SPEAKERS)}
     names["language"] = tables.column(columns, LANGUAGES)
+    locate = cache(locate)  # a million rows may name a thousand files
     for line, row in rows:
         try:
             if isinstance(row, str):

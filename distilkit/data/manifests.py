@@ -7,6 +7,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -68,16 +69,18 @@ def lhotse(source: Source) -> Iterator[Item]:
 
 
 def _cuts(manifest: Path) -> Iterator[Item]:
+    locate = cache(partial(anywhere, manifest.parent))
     for line, row in tables.json_lines(manifest):
         try:
             recording = row["recording"]
-            path = _lhotse_file(recording, manifest)
+            path = _lhotse_file(recording, manifest, locate)
             yield from _said(row, recording, path, manifest, line)
         except MALFORMED as error:
             yield broken(manifest, line, error)
 
 
 def _supervised(recordings: Path, supervisions: Path) -> Iterator[Item]:
+    locate = cache(partial(anywhere, recordings.parent))
     known, used = {str(row.get("id")): row for _, row in tables.json_lines(recordings)}, set()
     for line, row in tables.json_lines(supervisions):
         id = str(row.get("recording_id"))
@@ -93,7 +96,7 @@ def _supervised(recordings: Path, supervisions: Path) -> Iterator[Item]:
                 "channel": row.get("channel", 0),
                 "supervisions": [row],
             }
-            path = _lhotse_file(known[id], recordings)
+            path = _lhotse_file(known[id], recordings, locate)
             yield from _said(whole, known[id], path, supervisions, line)
         except MALFORMED as error:
             yield broken(supervisions, line, error)
@@ -103,7 +106,9 @@ def _supervised(recordings: Path, supervisions: Path) -> Iterator[Item]:
             yield Skipped(path=shown(recordings), reason=reason, kind=NO_TEXT)
 
 
-def _lhotse_file(recording: Mapping[str, Any], manifest: Path) -> Path:
+def _lhotse_file(
+    recording: Mapping[str, Any], manifest: Path, locate: Callable[[str], Path]
+) -> Path:
     for sound in recording["sources"]:
         if sound["type"] != "file":
             raise DistilkitError(
@@ -112,7 +117,7 @@ def _lhotse_file(recording: Mapping[str, Any], manifest: Path) -> Path:
             )
     if len(recording["sources"]) != 1:
         raise ValueError(f"`{recording['id']}` is in {len(recording['sources'])} files, not in one")
-    return anywhere(manifest.parent, str(recording["sources"][0]["source"]))
+    return locate(str(recording["sources"][0]["source"]))
 
 
 def _said(

@@ -17,7 +17,7 @@ BROKEN = "broken row"
 WRONG = ("unusable", NO_AUDIO, OUTSIDE, BROKEN)  # kinds that are somebody's mistake to mend
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Utterance:
     """Words, and where they are said."""
 

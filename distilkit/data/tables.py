@@ -2,7 +2,6 @@
 
 import csv
 import gzip
-import io
 import json
 import math
 import shlex
@@ -46,14 +45,26 @@ def text_of(path: Path) -> str:
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a text file that are not blank, numbered from 1.
+    """The lines of a text file that are not blank, numbered from 1, read as they are asked for.
 
     Raises:
         DistilkitError: as `text_of`.
     """
-    for number, line in enumerate(text_of(path).split("\n"), start=1):
+    for number, line in enumerate(_lines(path), start=1):
         if line.strip():
             yield number, line
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """All lines of what `text_of` gives, at flat memory."""
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            for number, raw in enumerate(file):
+                line = raw.decode("utf-8").removesuffix("\n").removesuffix("\r")
+                yield from (line if number else line.removeprefix("\ufeff")).split("\r")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError):
+        text_of(path)  # says what is wrong, and where
+        raise
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -95,8 +106,8 @@ def table(path: Path) -> tuple[list[str], Iterable[tuple[int, Row]]]:
     if path.suffix.lower() == ".parquet":
         return _parquet(path)
     if path.suffix.lower() in (".jsonl", ".json"):
-        objects = list(json_lines(path))
-        return list(dict.fromkeys(key for _, row in objects for key in row)), objects
+        keys = (key for _, row in json_lines(path) for key in row)
+        return list(dict.fromkeys(keys)), json_lines(path)
     return _delimited(path)
 
 
@@ -109,27 +120,29 @@ def header(path: Path) -> str:
     return next(lines_of(path), (0, ""))[1]
 
 
-def _delimited(path: Path) -> tuple[list[str], list[tuple[int, Row]]]:
-    text = text_of(path)
-    sign = max(",;|\t", key=text.lstrip("\n").partition("\n")[0].count)
+def _delimited(path: Path) -> tuple[list[str], Iterator[tuple[int, Row]]]:
+    rows = _values(path)
+    columns = [name.strip() for name in next(rows, (0, []))[1]]
+    return columns, ((line, _named(columns, values)) for line, values in rows)
+
+
+def _values(path: Path) -> Iterator[tuple[int, list[str]]]:
+    sign = max(",;|\t", key=next(filter(None, _lines(path)), "").count)
     reader = csv.reader(
-        io.StringIO(text),
+        (f"{line}\n" for line in _lines(path)),
         delimiter=sign,
         quoting=csv.QUOTE_NONE if sign == "\t" else csv.QUOTE_MINIMAL,
         strict=True,
     )
-    found: list[tuple[int, list[str]]] = []
     try:
         for values in reader:
             if any(value.strip() for value in values):
-                found.append((reader.line_num, values))
+                yield reader.line_num, values
     except csv.Error as error:
         raise DistilkitError(
             f"`{path}` is not a table: line {reader.line_num}: {error}",
             "close every quotation mark, and double those inside a value",
         ) from error
-    columns = [name.strip() for name in found[0][1]] if found else []
-    return columns, [(line, _named(columns, values)) for line, values in found[1:]]
 
 
 def _named(columns: Sequence[str], values: Sequence[str]) -> Row:

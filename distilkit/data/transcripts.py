@@ -21,7 +21,7 @@ from distilkit.data.tables import TABLES, column, json_lines, lines_of, plain, t
 from distilkit.errors import DistilkitError
 
 if TYPE_CHECKING:
-    from lhotse import MonoCut
+    from lhotse import MonoCut, Recording
 
 __all__ = ["LAYOUTS", "Facts", "Transcripts", "Utterance", "facts", "read", "survey", "texts"]
 
@@ -196,7 +196,8 @@ def _layout(place: Source) -> str:
         return FOLDERS
     if found is None:
         if place.place.name.lower().endswith((".json", ".jsonl", ".jsonl.gz")):
-            list(json_lines(place.place))  # says which line is broken, if one is
+            for _ in json_lines(place.place):
+                pass  # says which line is broken, if one is
         audio = sum(item.audio for item in place.files)
         raise DistilkitError(
             f"no text in `{place.place}`: {audio} audio file(s), and none of the layouts "
@@ -307,6 +308,7 @@ def _cuts(
     cuts: list[MonoCut] = []
     skipped: list[Skipped] = []
     sounds: dict[str, Clip] = {}
+    recordings: dict[str, Recording] = {}
     seen: dict[tuple[str, int, int, str], str] = {}
     taken: Counter[str] = Counter()
     for item, clip in pairs:
@@ -334,7 +336,11 @@ def _cuts(
         id = _unique(clip.id if whole and not _name(item) else item.id, taken)
         seen[same] = id
         sound = sounds.setdefault(clip.digest, clip)
-        cuts.append(_cut(item, id, clip, sound, first, samples, labels))
+        if sound.id not in recordings:
+            recordings[sound.id] = _recording(sound)
+        cut = _cut(item, id, clip, recordings[sound.id], first, samples, labels)
+        cut.custom["stamp"] = sound.stamp  # of the file that is read
+        cuts.append(cut)
     return cuts, skipped
 
 
@@ -369,26 +375,37 @@ def _problem(
     return None
 
 
-def _cut(
-    item: Utterance, id: str, own: Clip, clip: Clip, first: int, samples: int, labels: bool
-) -> "MonoCut":
-    from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
+def _recording(clip: Clip) -> "Recording":
+    from lhotse import AudioSource, Recording
 
-    more: dict[str, Any] = {}
-    if labels:
-        said = {"transcription": item.text, "speaker": item.speaker, "language": item.language}
-        columns = item.columns or {name: value for name, value in said.items() if value}
-        more = {"columns": dict(columns)}
-    recording = Recording(
+    return Recording(
         id=clip.id,
         sources=[AudioSource(type="file", channels=[0], source=str(clip.path.absolute()))],
         sampling_rate=SAMPLE_RATE,
         num_samples=clip.samples,
         duration=clip.samples / SAMPLE_RATE,
     )
+
+
+def _cut(
+    item: Utterance,
+    id: str,
+    own: Clip,
+    recording: "Recording",
+    first: int,
+    samples: int,
+    labels: bool,
+) -> "MonoCut":
+    from lhotse import MonoCut, SupervisionSegment
+
+    more: dict[str, Any] = {}
+    if labels:
+        said = {"transcription": item.text, "speaker": item.speaker, "language": item.language}
+        columns = item.columns or {name: value for name, value in said.items() if value}
+        more = {"columns": dict(columns)}
     words = SupervisionSegment(
         id=id,
-        recording_id=clip.id,
+        recording_id=recording.id,
         start=0.0,
         duration=samples / SAMPLE_RATE,
         text=item.text.strip(),
@@ -404,8 +421,7 @@ def _cut(
         recording=recording,
         custom={
             "source": str(own.source.absolute()),
-            "digest": clip.digest,
-            "stamp": clip.stamp,
+            "digest": own.digest,
             "rate": own.rate,
             **more,
         },
