@@ -96,13 +96,14 @@ def _scale(chart: Chart) -> _Scale:
     values = [value for line in chart.lines for _, value in line.points]
     values += [value for line in chart.lines for ends in line.band for value in ends]
     low, high = min(values), max(values)
-    if low > 0 and high / low > LOG_FROM and not chart.zero:
+    zero = chart.zero or chart.form is percent
+    if low > 0 and high / low > LOG_FROM and not zero:
         return _Scale(low / 1.1, high * 1.1, True, log_ticks(low / 1.1, high * 1.1))
-    low = min(low, 0.0) if chart.zero else low
+    low = min(low, 0.0) if zero else low
     if high == low:
         low, high = (low - 0.5 * abs(low), high + 0.5 * abs(high)) if low else (0.0, 1.0)
     room = 0.05 * (high - low)
-    low = low if chart.zero and low == 0 else low - room
+    low = low if zero and low == 0 else low - room
     return _Scale(low, high + room, False, ticks(low, high + room))
 
 

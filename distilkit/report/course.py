@@ -50,7 +50,7 @@ def _distilled(told: Told) -> list[tuple[str, str]]:
     teacher, student = facts["teacher"], facts["student"]
     rows = [("teacher", "none: trained from scratch on units of MFCC")]
     if teacher:
-        size = f"{teacher['format']}, {teacher['layers']} layers" if "layers" in teacher else ""
+        size = f"{escape(teacher['format'])}, {teacher['layers']} layers"
         rows = [
             ("teacher", f"{named(teacher['name'])}, {size}, {millions(teacher['parameters'])}"),
             *[("", marked(note)) for note in teacher["notes"]],
@@ -72,7 +72,10 @@ def _tuned(told: Told) -> list[tuple[str, str]]:
     facts, base, recipe = told.facts, told.facts["base"], told.recipe
     tokens = facts["tokenizer"]["tokens"]
     rows = [
-        ("model", f"{named(base['name'])}, {base['format']}, {millions(base['parameters'])}"),
+        (
+            "model",
+            f"{named(base['name'])}, {escape(base['format'])}, {millions(base['parameters'])}",
+        ),
         *[("", marked(note)) for note in base["notes"]],
         ("head", f"{tokens} tokens, {escape(facts['head'])}"),
     ]
