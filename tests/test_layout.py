@@ -29,6 +29,7 @@ ROWS = (
         "embed",
         "export",
         "probes",
+        "push",
         "transcribe",
         "units",
     },

@@ -13,7 +13,9 @@ def json_text(value: Any) -> str:
 
 
 def size_text(size: float) -> str:
-    """Bytes for people: `870 kB`, `94.4 MB`, `1.26 GB`."""
+    """Bytes for people: `212 B`, `870 kB`, `94.4 MB`, `1.26 GB`."""
+    if size < 1e3:
+        return f"{size:.0f} B"
     if size < 1e6:
         return f"{size / 1e3:.0f} kB"
     return f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.2f} GB"

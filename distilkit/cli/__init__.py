@@ -24,6 +24,7 @@ from distilkit.cli import (
     layers,
     lm,
     probe,
+    push,
     recipes,
     report,
     tokenizer,
@@ -106,6 +107,7 @@ app.command("probe")(probe.probe)
 app.command("bench")(bench.bench)
 app.command("export")(export.export)
 app.command("convert")(convert.convert)
+app.command("push")(push.push)
 app.command("inspect")(inspect.inspect)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
