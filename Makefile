@@ -2,12 +2,13 @@
 # make check   set up and pass everything that CI runs
 # make fix     format, mend what can be mended, regenerate the reference pages
 # make gpu     the tests that need a GPU
+# make browser reports in Chromium: needs Chromium and Node.js, fetches playwright-core and axe-core
 # make golden  rewrite the golden values, and print what moved
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: demo check fix lint types test docs gpu golden
+.PHONY: demo check fix lint types test docs gpu browser golden
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -40,6 +41,10 @@ test: $(VENV)/ready
 
 gpu: $(VENV)/ready
 	$(BIN)/pytest -m gpu tests/gpu
+
+browser: $(VENV)/ready
+	npm install --prefix build/browser --no-save --no-audit --no-fund playwright-core@1.65.1 axe-core@4.14.1
+	DISTILKIT_BROWSER=required $(BIN)/pytest -m browser tests/browser
 
 fix: $(VENV)/ready
 	$(BIN)/ruff format .

@@ -92,7 +92,8 @@ def tasks(
     head = "".join(f"<th scope=col>{escape(short(name))}" for name in systems.values())
     rows = "".join(_task(task, systems, kept) for task in found)
     return (
-        "<div class=wide><table class=tasks><thead><tr><th scope=col>task<th scope=col>metric"
+        '<div class=wide role=region tabindex=0 aria-label="Tasks, a table"><table class=tasks>'
+        "<thead><tr><th scope=col>task<th scope=col>metric"
         f"{head}{'<th scope=col>kept' if kept else ''}</thead><tbody>{rows}</tbody></table></div>"
     )
 

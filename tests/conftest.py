@@ -225,3 +225,26 @@ def fine(*changes: str) -> config.CtcRecipe:
         ],
         config.CtcRecipe,
     )
+
+
+@pytest.fixture(scope="session")
+def distilled(speech: Path, teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of distillation and its report."""
+    from distilkit import distill
+
+    out = tmp_path_factory.mktemp("report") / "run"
+    distill.distill([speech], teacher=str(teacher_folder), out=out, recipe=quick())
+    return out
+
+
+@pytest.fixture(scope="session")
+def tuned(
+    transcribed: Path, letters: Path, teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A finished run of fine-tuning and its report."""
+    from distilkit import ctc
+
+    out = tmp_path_factory.mktemp("report") / "run"
+    options = {"tokenizer": letters, "model": str(teacher_folder), "recipe": fine()}
+    ctc.finetune([transcribed], **options, out=out)
+    return out

@@ -17,13 +17,12 @@ import pytest
 import soundfile
 from conftest import Run as Command
 from conftest import fine, quick
+from reports import edit, make_hostile, make_long
 
 from distilkit import ctc, distill, loop, rates, report
 from distilkit.errors import DistilkitError
 from distilkit.report import charts, history, measure, page, results, sources
 from distilkit.runs import Run
-
-HOSTILE = "\"><script>alert(1)</script>'& \u202etxt.flac \u05e9\u05dc\u05d5\u05dd " + "x" * 300
 
 
 class Page(HTMLParser):
@@ -58,25 +57,6 @@ class Page(HTMLParser):
         return sum(tag == name for tag, _ in self.tags)
 
 
-@pytest.fixture(scope="session")
-def distilled(speech: Path, teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of distillation and its report."""
-    out = tmp_path_factory.mktemp("report") / "run"
-    distill.distill([speech], teacher=str(teacher_folder), out=out, recipe=quick())
-    return out
-
-
-@pytest.fixture(scope="session")
-def tuned(
-    transcribed: Path, letters: Path, teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """A finished run of fine-tuning and its report."""
-    out = tmp_path_factory.mktemp("report") / "run"
-    options = {"tokenizer": letters, "model": str(teacher_folder), "recipe": fine()}
-    ctc.finetune([transcribed], **options, out=out)
-    return out
-
-
 @pytest.fixture
 def copied(distilled: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(distilled, tmp_path / "run"))
@@ -89,13 +69,6 @@ def copied_ctc(tuned: Path, tmp_path: Path) -> Path:
 
 def written(folder: Path, **options: Any) -> Page:
     return Page(report.Report(Run(folder)).write(**options))
-
-
-def edit(folder: Path, name: str, change: Any) -> None:
-    """Change a JSON file of a run."""
-    content = json.loads((folder / name).read_text())
-    change(content)
-    (folder / name).write_text(json.dumps(content))
 
 
 # -------------------------------------------------------------------------------------- the logs
@@ -331,37 +304,10 @@ def test_recordings_can_be_left_out(copied_ctc: Path, run: Command, tmp_path: Pa
 
 
 def test_names_and_texts_of_users_are_only_text(copied_ctc: Path) -> None:
-    def facts(content: dict[str, Any]) -> None:
-        content["data"] = [HOSTILE]
-        content["base"] |= {"name": HOSTILE, "notes": [f"`{HOSTILE}`"], "format": HOSTILE}
-        content["head"] = HOSTILE
-        content["tokenizer"]["folder"] = HOSTILE
-        content["versions"] = {HOSTILE: HOSTILE}
-        content["plan"]["choices"][0] = {"name": HOSTILE, "value": HOSTILE, "reason": HOSTILE}
-
-    def worst(content: dict[str, Any]) -> None:
-        for item in content["utterances"]["worst"]:
-            item |= {"id": HOSTILE, "speaker": HOSTILE, "said": HOSTILE, "heard": f"a {HOSTILE}"}
-        content["utterances"]["speakers"] = [[HOSTILE, 1, 2]]
-        content["utterances"]["confusions"] = [[HOSTILE, HOSTILE, 2]]
-        content["similarity"] = {"problem": HOSTILE}
-        content["speed"] = {"none": HOSTILE}
-
-    edit(copied_ctc, "run.json", facts)
-    edit(copied_ctc, report.FILE, worst)
-    (copied_ctc / "skipped.tsv").write_text(
-        f"kind\tseconds\tpath\treason\n{HOSTILE}\t1.00\t{HOSTILE}\t{HOSTILE}\n"
-    )
-    recipe = (copied_ctc / "recipe.toml").read_text()
-    (copied_ctc / "recipe.toml").write_text(f"# {HOSTILE}\n{recipe}")
-    task = {
-        "title": HOSTILE, "kept": None,
-        "metrics": [{"name": HOSTILE, "higher_is_better": True, "percent": True}],
-        "values": {HOSTILE: {HOSTILE: {"value": 1.0, "low": 0.5, "high": 1.0}}},
-    }  # fmt: skip
-    probes = {"ks": {"task": task, "models": [HOSTILE], "data": [HOSTILE]}}
-    (copied_ctc / "probes.json").write_text(json.dumps(probes))
-    found = written(copied_ctc)
+    folder = copied_ctc.rename(copied_ctc.with_name('"><img src=x onerror=alert(1)>'))
+    make_hostile(folder)
+    found = written(folder)
+    assert found.count("img") == 0
     scripts = [attrs.get("type") for tag, attrs in found.tags if tag == "script"]
     assert scripts.count(None) == 1
     assert "<script>alert" not in found.source
@@ -595,17 +541,7 @@ def test_only_the_process_that_writes_makes_the_page(
 
 def test_a_long_run_has_a_small_page(copied: Path) -> None:
     """100,000 steps of three layers, with one spike."""
-    steps, rng = 100_000, np.random.default_rng(0)
-    noise = rng.normal(1.0, 0.05, (steps, 8)) * np.linspace(3, 1, steps)[:, None]
-    names = ["loss", *(f"{term}_{n}" for n in (4, 8, 12) for term in ("l1", "cosine")), "grad_norm"]
-    with (copied / "metrics.jsonl").open("w") as file, (copied / "speed.jsonl").open("w") as clock:
-        for step, values in enumerate(noise.tolist(), 1):
-            row = {"step": step, **dict(zip(names, values, strict=True)), "learning_rate": 1e-4}
-            row["loss"] = 99.25 if step == 54_321 else row["loss"]
-            if step % 500 == 0:
-                row["valid"] = dict(zip(names[:7], values, strict=False))
-            file.write(json.dumps(row) + "\n")
-            clock.write(f'{{"step": {step}, "seconds": 0.5, "waited": 0.0, "peak_gib": 1.5}}\n')
+    make_long(copied)
     path = report.Report(Run(copied)).write()
     assert path.stat().st_size < 600_000
     found = Page(path)

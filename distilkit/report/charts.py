@@ -10,6 +10,8 @@ COLOURS = 6  # of the style; further lines take them again, dashed
 LOG_FROM = 30.0  # greatest over least value from which on a scale is logarithmic
 WIDE, HIGH = 1000, 400  # units of a picture, whatever its size on the screen
 TICKS = 5
+MOST_DOTS = 60
+END = 0.94  # of the width, from which on a label would reach beyond it
 Format = Callable[[float], str]
 
 
@@ -21,7 +23,8 @@ class Line:
     points: Sequence[tuple[float, float]]  # (step, value), ascending
     band: Sequence[tuple[float, float]] = ()  # (least, greatest) at each point
     colour: int = 0
-    dots: bool = False  # a dot at each point: few of them, measured now and then
+    dots: bool = False  # measured now and then: a dot at each point, where there is room
+    newest: float | None = None  # for the legend; the last point's value when None
     listed: bool = True  # in the legend
 
 
@@ -135,9 +138,7 @@ def draw(chart: Chart, last: int) -> str:
         f'<span style="bottom:{100 * scale(tick):.1f}%">{escape(text)}</span>'
         for tick, text in zip(scale.ticks, labels, strict=True)
     )
-    widths = "".join(
-        f'<span style="left:{100 * across(tick):.1f}%">{tick:,.0f}</span>' for tick in _steps(last)
-    )
+    widths = "".join(_below(across(tick), f"{tick:,.0f}") for tick in _steps(last))
     unit = f" <small>{escape(chart.unit)}</small>" if chart.unit else ""
     log = " <small>logarithmic</small>" if scale.log else ""
     note = f"<p class=note>{chart.note}</p>" if chart.note else ""
@@ -173,7 +174,7 @@ def _drawn(line: Line, place: int, across: Callable[[float], float], scale: _Sca
         made += f"<path class='band {style}' d='M{'L'.join([*tops, *reversed(feet)])}Z'/>"
     if len(xs) > 1:
         made += f"<path class='line {style}{' thin' if line.dots else ''}' d='{path}'/>"
-    if line.dots or len(xs) == 1:
+    if (line.dots and len(xs) <= MOST_DOTS) or len(xs) == 1:
         dots = "".join(f"M{x} {y}h0" for x, y in zip(xs, ys, strict=True))
         made += f"<path class='dots {style}' d='{dots}'/>"
     return made
@@ -191,6 +192,12 @@ def _labels(scale: Sequence[float], form: Format = number) -> list[str]:
     return [f"{tick:,.{decimals}f}" for tick in scale]
 
 
+def _below(share: float, text: str) -> str:
+    """A label below a picture; the last one ends where the picture does."""
+    end = " class=end" if share > END else ""
+    return f'<span{end} style="left:{100 * share:.1f}%">{text}</span>'
+
+
 def _steps(last: int) -> list[float]:
     """Steps that stand below a chart."""
     return [tick for tick in ticks(1, last) if tick == round(tick)] or [1]
@@ -201,7 +208,7 @@ def _legend(chart: Chart, last: int) -> str:
     at = "".join(
         f"<li><i class='l{line.colour % COLOURS}{' dashed' if line.colour >= COLOURS else ''}"
         f"{' dot' if line.dots else ''}'></i>{escape(line.name)} "
-        f"<b>{escape(chart.form(line.points[-1][1]))}</b>"
+        f"<b>{escape(chart.form(line.points[-1][1] if line.newest is None else line.newest))}</b>"
         for line in chart.lines
         if line.listed
     )
@@ -275,7 +282,7 @@ def histogram(
         for tick, text in zip(scale.ticks, labels, strict=True)
     )
     widths = "".join(
-        f'<span style="left:{100 * (tick - edges[0]) / span:.1f}%">{text}</span>'
+        _below((tick - edges[0]) / span, text)
         for tick, text in zip(
             ticks(edges[0], edges[-1]), _labels(ticks(edges[0], edges[-1])), strict=True
         )

@@ -133,6 +133,12 @@ def _trained(name: str, curve: Curve, colour: int = 0) -> Line:
     )
 
 
+def _held(name: str, curve: Curve, colour: int) -> Line:
+    """A curve of validations."""
+    newest = curve.last[1] if curve.last else None
+    return Line(name=name, points=_points(curve), colour=colour, dots=True, newest=newest)
+
+
 def _loss(told: Told) -> Chart:
     lines, note = [], ""
     if curve := told.history.curves.get("loss"):
@@ -142,7 +148,7 @@ def _loss(told: Told) -> Chart:
                 f"Means over {each + 1:,} steps; the band reaches from the least to the greatest."
             )
     if check := told.history.checks.get("loss"):
-        lines.append(Line(name="held out", points=_points(check), colour=1, dots=True))
+        lines.append(_held("held out", check, 1))
     unit = "CTC, nats a frame" if told.kind == "finetune-ctc" else "mean a frame"
     return Chart(title="Loss", lines=lines, unit=unit, wide=True, note=note)
 
@@ -154,11 +160,11 @@ def _errors(told: Told) -> list[Chart]:
         return []
     best = told.history.best
     wrong = [
-        Line(name=name, points=_points(checks[key]), colour=colour, dots=True)
+        _held(name, checks[key], colour)
         for colour, (key, name) in enumerate((("wer", "words"), ("cer", "characters")))
     ]
     silent = [
-        Line(name=name, points=_points(checks[key]), colour=colour, dots=True)
+        _held(name, checks[key], colour)
         for colour, (key, name) in enumerate(
             (("empty", "transcripts that are empty"), ("blank", "frames that are blank"))
         )
@@ -190,8 +196,7 @@ def _parts(told: Told) -> list[Chart]:
         called = f"layer {target}" if target.isdigit() else target.upper()
         lines.append(Line(name=called, points=_points(curve, COARSE), colour=colour))
         if check := history.checks.get(name):
-            held = Line(name=f"{called}, held out", points=_points(check), colour=colour, dots=True)
-            lines.append(held)
+            lines.append(_held(f"{called}, held out", check, colour))
     charts = []
     for term, lines in found.items():
         title, unit = TERMS[term]

@@ -160,7 +160,8 @@ main{max-width:72rem;padding:2rem 1.5rem 3rem}
 h1{font-size:2.1rem;line-height:1.15;margin:.1rem 0 .4rem;overflow-wrap:anywhere;letter-spacing:-.01em}
 h2{font-size:1.35rem;margin:0 0 .9rem}h3{font-size:1rem;margin:1.4rem 0 .3rem}
 section{margin-top:2.6rem;padding-top:1.6rem;border-top:1px solid var(--line);scroll-margin-top:.5rem}
-p{margin:.5rem 0 .8rem;max-width:46rem}.soft,.note{color:var(--soft);font-size:.9rem}
+p{margin:.5rem 0 .8rem;max-width:46rem;overflow-wrap:anywhere}th bdi,summary,footer{overflow-wrap:anywhere}
+.soft,.note{color:var(--soft);font-size:.9rem}
 code{font-size:.92em}pre{background:var(--card);border:1px solid var(--line);border-radius:.5rem;
 padding:.8rem 1rem;white-space:pre-wrap;overflow-wrap:anywhere;font-size:.9rem;margin:.6rem 0}
 a{color:var(--c0);text-underline-offset:.15em}
@@ -196,6 +197,7 @@ font-variant-numeric:tabular-nums}
 .y span{position:absolute;right:.5rem;transform:translateY(50%);white-space:nowrap;line-height:1}
 .x{grid-column:2;height:1.5rem}
 .x span{position:absolute;top:.3rem;transform:translateX(-50%);white-space:nowrap;line-height:1}
+.x .end{transform:translateX(-100%)}
 .plot svg{position:absolute;inset:0;width:100%;height:100%;overflow:visible}
 .plot path{vector-effect:non-scaling-stroke;fill:none}
 .grid{stroke:var(--grid);stroke-width:1}.mark{stroke:var(--soft);stroke-width:1.5;stroke-dasharray:5 4}
@@ -220,6 +222,7 @@ td,th{white-space:normal}.numbers td,.numbers thead th{white-space:nowrap}
 background:var(--card);color:var(--soft)}.chips b{color:var(--ink);font-weight:600}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,15rem),1fr));gap:1rem 2rem;
 align-items:start}
+.pair>*,.charts>*{min-width:0}
 .warning{border-left:4px solid var(--c1);background:var(--card);padding:.3rem 1rem;margin:1.2rem 0}
 .heat{width:auto;border-collapse:separate;border-spacing:2px;font-variant-numeric:tabular-nums}
 .heat th,.heat td{padding:.35rem .45rem;text-align:center;border:0!important;white-space:nowrap}

@@ -93,7 +93,7 @@ def table(head: "list[str]", rows: "list[list[str]]", label: str, numbers: bool 
         f"<tr><th scope=row>{row[0]}{''.join(f'<td>{cell}' for cell in row[1:])}" for row in rows
     )
     return (
-        f'<div class=wide role=region tabindex=0 aria-label="{escape(label)}">'
+        f'<div class=wide role=region tabindex=0 aria-label="{escape(label)}, a table">'
         f"<table{' class=numbers' if numbers else ''}><thead><tr>{top}</thead><tbody>{body}</tbody>"
         "</table></div>"
     )
