@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from distilkit import teachers
+from distilkit import leftovers, teachers
 from distilkit.cards import converted_card
 from distilkit.encoder import FAMILIES, Encoder, front_norm
 from distilkit.errors import DistilkitError
@@ -67,6 +67,7 @@ def convert(name: str, out: Path, format: str = "huggingface") -> Converted:
         raise DistilkitError(
             f"cannot make `{out.parent}`: {error.strerror}", "--out in a folder you can write"
         ) from error
+    leftovers.tidy(out)
     with replacing(out) as beside:
         notes = FORMATS[format](encoder, checkpoint, beside, name)
     return Converted(

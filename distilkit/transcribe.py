@@ -3,24 +3,27 @@
 Letters in names: T frames, K tokens.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from distilkit import config
+from distilkit import config, leftovers
 from distilkit.audio import FRAME_RATE, FRAME_SAMPLES, SAMPLE_RATE, Samples, decode
 from distilkit.captions import FORMATS, Transcript
-from distilkit.data import Found, Skipped, find
+from distilkit.data import Found, Skipped, find, stamp
 from distilkit.data.find import shown
 from distilkit.decode import Search, Word, decoded, following, words
 from distilkit.errors import DistilkitError
 from distilkit.listeners import HEARD_SECONDS, Hears, LogProbs, hear_stream, in_order
 from distilkit.pauses import Levels, bounded, levels, stretches
-from distilkit.runs import make_parent, write_text
+from distilkit.runs import append_line, discard, make_parent, write_text
 from distilkit.tokenizers import DELIMITER, SPACE, Tokenizer
 
 Heard = tuple[LogProbs, Levels]  # of the same frames
@@ -28,6 +31,7 @@ Heard = tuple[LogProbs, Levels]  # of the same frames
 SEGMENT_SECONDS = 30.0  # how much of a recording is decoded and aligned at once
 DELAY = HEARD_SECONDS + SEGMENT_SECONDS  # of text behind sound that is still going on
 BATCH_SECONDS = 60.0  # audio in memory at once, padding counted
+BEGUN = ".transcripts.jsonl"  # in a folder of transcripts until all are written
 POOL_SECONDS = 480.0  # read ahead, so that clips of similar length share a batch
 TIMED: tuple[config.TranscriptFormat, ...] = (
     "srt",
@@ -42,7 +46,8 @@ def transcribe(
     search: Search | None = None,
     timed: bool = False,
     device: str = "cpu",
-) -> Iterator[Transcript | Skipped]:
+    done: Callable[[Found], bool] = lambda item: False,
+) -> Iterator[Transcript | Skipped | Found]:
     """Write down what is said in every recording, in order; files that are not audio are skipped.
 
     Args:
@@ -51,6 +56,8 @@ def transcribe(
         search: beam search; greedy decoding when None.
         timed: whether to find out when each word is said.
         device: torch device to compute on.
+        done: which recordings need not be heard; they are given back as they were found, and the
+            others are heard with the batch mates that they would have had.
 
     Raises:
         DistilkitError: an input is missing.
@@ -62,14 +69,17 @@ def transcribe(
         text, found = written(pieces, recogniser.tokenizer, search, timed)
         return Transcript(file=item.id, text=text, words=found)
 
-    def flush() -> Iterator[Transcript]:
+    def flush() -> Iterator[Transcript | Found]:
         clips = [clip for _, clip in waiting]
+        kept = {place for place, (item, _) in enumerate(waiting) if done(item)}
         rows_of: dict[int, LogProbs] = {}
         for chosen in in_order([len(clip) for clip in clips], BATCH_SECONDS):
+            if kept.issuperset(chosen):
+                continue
             rows = recogniser.logprobs([clips[place] for place in chosen])
             rows_of |= dict(zip(chosen, rows, strict=True))
         for place, (item, _) in enumerate(waiting):
-            yield told(item, [(rows_of[place], levels(clips[place]))])
+            yield item if place in kept else told(item, [(rows_of[place], levels(clips[place]))])
         waiting.clear()
 
     for item in find(inputs):
@@ -85,6 +95,9 @@ def transcribe(
                 )
             if len(head) > HEARD_SECONDS * SAMPLE_RATE:
                 yield from flush()
+                if done(item):
+                    yield item
+                    continue
                 heard = hear_stream(recogniser, chain([head], blocks))
                 yield told(item, ((rows_TK, levels(wave_S)) for rows_TK, wave_S in heard))
                 continue
@@ -254,10 +267,8 @@ def _runs(inside_T: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     return lengths_T
 
 
-def targets(
-    out: Path, format: config.TranscriptFormat, several: bool
-) -> Callable[[Transcript], Path]:
-    """Where each transcript is to be written: `out` itself for one recording, else a file below it.
+def targets(out: Path, format: config.TranscriptFormat, several: bool) -> Callable[[str], Path]:
+    """Where the transcript of each file is to be written: `out` itself for one, else a file below it.
 
     Args:
         out: a file, which one recording needs, or a folder.
@@ -268,28 +279,114 @@ def targets(
         DistilkitError: something is there already, or its name says that it is a file where there
             has to be a folder, or one of another format.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    leftovers.tidy(out / BEGUN)
+    begun = (out / BEGUN).is_file()
+    if out.exists() and not begun and not (out.is_dir() and not any(out.iterdir())):
         raise DistilkitError(f"`{out}` is there already", "another --out")
-    named = out.suffix.removeprefix(".").lower()
-    if named in FORMATS and several:
+    named = "" if is_folder(out) else out.suffix.removeprefix(".").lower()
+    if named and several:
         raise DistilkitError(
             f"`{out}` is named like a file, and there are several recordings",
             f"--out {out.with_suffix('')} for a folder"
             + ("" if format in TIMED else f", or no --out and > {out}"),
         )
-    if named in FORMATS and named != format:
+    if named and named != format:
         raise DistilkitError(f"`{out}` and `--format {format}` disagree", f"--format {named}")
-    if named in FORMATS:
+    if named:
         return lambda _: out
     taken: dict[str, str] = {}
 
-    def place(transcript: Transcript) -> Path:
-        whole = transcript.file
+    def place(whole: str) -> Path:
         stem = whole.rpartition(".")[0] or whole
         names = chain([stem, whole], (f"{whole}#{number}" for number in count(2)))
         return out / f"{next(n for n in names if taken.setdefault(n, whole) == whole)}.{format}"
 
     return place
+
+
+def is_folder(out: Path) -> bool:
+    """Whether the name of what is to be written is that of a folder: no format's."""
+    return out.suffix.removeprefix(".").lower() not in FORMATS
+
+
+def settings(
+    source: str, lm: Path | None, search: Search | None, format: str, timed: bool
+) -> dict[str, Any]:
+    """What transcripts depend on, beside the recordings.
+
+    Args:
+        source: where the model was read from.
+        lm: the language model's file.
+        search: beam search; greedy decoding when None.
+        format: what is written.
+        timed: whether words have times.
+    """
+    place = Path(source).resolve()
+    files = sorted(place.iterdir()) if place.is_dir() else [place]
+    stamps = "\n".join(f"{file.name} {stamp(file)}" for file in files)
+    how = {"width": search.width, "weight": search.weight, "bonus": search.bonus} if search else {}
+    return {
+        "model": str(place),
+        "weights": hashlib.sha1(stamps.encode(), usedforsecurity=False).hexdigest()[:12],
+        "lm": f"{lm.resolve()} {stamp(lm)}" if lm else "none",
+        **how,
+        "format": format,
+        "times": timed,
+    }
+
+
+class Begun:
+    """A folder of transcripts that are not all written yet: it says of itself which of them are.
+
+    Args:
+        out: the folder.
+        settings: whatever they depend on.
+        found: the recordings.
+
+    Raises:
+        DistilkitError: it holds transcripts of other settings.
+    """
+
+    def __init__(self, out: Path, settings: Mapping[str, Any], found: Iterable[Found]) -> None:
+        self._file, self._settings = out / BEGUN, json.loads(json.dumps(settings))
+        self._paths = {item.id: item.path for item in found}
+        self._written: dict[str, str] = {}
+        if not self._file.is_file():
+            return
+        leftovers.tidy_below(out)
+        first, *lines = self._file.read_text(encoding="utf-8").split("\n")[:-1]
+        there = json.loads(first)
+        if there != self._settings:
+            changed = ", ".join(
+                f"{key} {there.get(key)} there, {value} here"
+                for key, value in self._settings.items()
+                if there.get(key) != value
+            )
+            raise DistilkitError(
+                f"`{out}` holds other transcripts: {changed}", "another --out, or remove it"
+            )
+        write_text(self._file, "".join(f"{line}\n" for line in (first, *lines)))
+        self._written = dict(json.loads(line) for line in lines)
+
+    def __len__(self) -> int:
+        return len(self._written)
+
+    def has(self, item: Found) -> bool:
+        """Whether the transcript of a recording is there, and the recording is what it was."""
+        return item.id in self._written and self._written[item.id] == stamp(item.path)
+
+    def write(self, transcript: Transcript, path: Path, format: config.TranscriptFormat) -> None:
+        """Write a transcript, and note that it was."""
+        if not self._file.is_file():
+            make_parent(self._file)
+            write_text(self._file, json.dumps(self._settings) + "\n")
+        write(transcript, path, format)
+        row = transcript.file, stamp(self._paths[transcript.file])
+        append_line(self._file, json.dumps(row))
+
+    def end(self) -> None:
+        """All are written."""
+        discard(self._file)
 
 
 def write(transcript: Transcript, path: Path, format: config.TranscriptFormat) -> None:

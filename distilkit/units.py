@@ -1,25 +1,27 @@
 """Hidden units of recordings, as HuBERT and DiceHuBERT use them: found by k-means, written as text."""
 
+import hashlib
 import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lhotse import MonoCut
 
-from distilkit import cards, codebooks, config, data
+from distilkit import cards, codebooks, config, data, leftovers, stored
 from distilkit.audio import frames
 from distilkit.batches import whole
 from distilkit.codebooks import Codebook, Source
 from distilkit.encoder import Encoder, fingerprint
 from distilkit.errors import DistilkitError
-from distilkit.runs import replacing, write_text
+from distilkit.runs import digest, make_parent, replacing, write_text
 from distilkit.targets import LiveTargets, Targets, live_mfcc, live_units, normalised
 
 MICRO_SECONDS = 60.0  # audio in memory at once, padding counted
 WINDOWS = config.Data(valid_fraction=0.0)
+ASKED = "asked.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,8 @@ def units(
 
     The folder holds `codebook.safetensors` (for `objective.codebook`), `units.jsonl` (one window a
     line: recording, start, seconds, units at 50 a second), `units.km` (the same units as fairseq
-    writes them) and `skipped.tsv`.
+    writes them) and `skipped.tsv`. What a call that was stopped has found is kept beside `out`, and
+    the same call goes on from there.
 
     Args:
         audio: folders, files or lhotse manifests.
@@ -76,31 +79,38 @@ def units(
     """
     if out.exists():
         raise DistilkitError(f"`{out}` exists", "another --out")
+    parts = out.with_name(f".{out.name}.parts")
+    leftovers.tidy(out)
+    leftovers.tidy(parts)
     seen, source = _features(model, layer, normalise, device)
     clips, skipped = data.survey(audio, WINDOWS, track=track)
     windows = [cut for clip in clips for cut in data.cuts(clip)]
     if not windows:
         raise DistilkitError("no usable audio in " + ", ".join(f"`{a}`" for a in audio))
+    chosen = data.some(windows, minutes * 60, seed)
+    given = None
     if codebook is not None:
-        found = codebooks.load(codebook)
-        codebooks.check_source(found, codebook, source)
+        codebooks.check_source(codebooks.load(codebook), codebook, source)
+        given = codebook / codebooks.FILE if codebook.is_dir() else codebook
     else:
-        chosen = data.some(windows, minutes * 60, seed)
+        codebooks.check(sum(frames(cut.num_samples) for cut in chosen), clusters)
+    _begin(parts, source, clusters, digest(given) if given else "", minutes, seed, windows)
+    kept = given or parts / codebooks.FILE
+    if not kept.is_file():
         batches = track(
             whole(chosen, MICRO_SECONDS), description="finding clusters", total=len(chosen)
         )
-        found = codebooks.find(
-            ((seen(batch.wave_BS.to(device), batch.lengths), batch.lengths) for batch in batches),
-            clusters,
-            source,
-            seed,
+        features = (
+            (seen(batch.wave_BS.to(device), batch.lengths), batch.lengths) for batch in batches
         )
-    of = live_units(seen, found)
-    named: dict[str, list[int]] = {}
-    for batch in track(whole(windows, MICRO_SECONDS), description="units", total=len(windows)):
-        (unit_BT,) = of(batch.wave_BS.to(device), batch.lengths)
-        for id, unit_T, length in zip(batch.ids, unit_BT.tolist(), batch.lengths, strict=True):
-            named[id] = unit_T[: frames(length)]
+        with replacing(kept) as beside:
+            codebooks.save(codebooks.find(features, clusters, source, seed), beside)
+    found = codebooks.load(kept)
+    store = stored.Store(parts / "units", _kept(source, digest(kept)))
+    filling = stored.fill(store, windows, live_units(seen, found), MICRO_SECONDS, device)
+    for _ in track(filling, description="units", total=len(store.missing(windows))):
+        pass
+    named = {cut.id: store.read(cut)[0].tolist() for cut in windows}
     counts = Counter(unit for row in named.values() for unit in row)
     total = sum(counts.values())
     changes = sum(sum(a != b for a, b in zip(r, r[1:], strict=False)) + 1 for r in named.values())
@@ -123,6 +133,7 @@ def units(
         write_text(
             beside / cards.CARD, cards.units_card(found, called if model else None, vars(made))
         )
+    leftovers.remove(parts)
     return made
 
 
@@ -146,6 +157,49 @@ def _features(
     )
     seen = LiveTargets(model, [chosen], device)
     return (normalised(seen, 1) if normalise else seen), source
+
+
+def _begin(
+    parts: Path,
+    source: Source,
+    clusters: int,
+    codebook: str,
+    minutes: float,
+    seed: int,
+    windows: Sequence[MonoCut],
+) -> None:
+    """Make the folder of what is found on the way; one of another call gives way."""
+    keys = "\n".join(map(stored.window_key, windows))
+    asked = {
+        "of": asdict(source) | {"layers": list(source.layers)},
+        "codebook": codebook or [clusters, minutes, seed],
+        "windows": hashlib.sha1(keys.encode(), usedforsecurity=False).hexdigest(),
+    }
+    try:
+        there = json.loads((parts / ASKED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        there = None
+    if there == asked:
+        leftovers.tidy_below(parts)
+        return
+    if parts.is_dir():
+        leftovers.remove(parts)
+    make_parent(parts)
+    with replacing(parts) as beside:
+        beside.mkdir()
+        (beside / ASKED).write_text(json.dumps(asked), encoding="utf-8")
+
+
+def _kept(source: Source, codebook: str) -> stored.Kept:
+    return stored.Kept(
+        model=source.model,
+        layers=source.layers,
+        normalise=source.normalise,
+        codebook=codebook,
+        arithmetic="fp32",
+        form="fp16",
+        widths=(0,),
+    )
 
 
 def _write(folder: Path, windows: Sequence[MonoCut], named: Mapping[str, list[int]]) -> None:

@@ -19,7 +19,7 @@ from conftest import SAYINGS, make_model, voice
 
 from distilkit import config, decode, recognisers, teachers, tokenizers, transcribe
 from distilkit.captions import FORMATS, Transcript
-from distilkit.data import Skipped
+from distilkit.data import Found, Skipped, find
 from distilkit.decode import Search
 from distilkit.encoder import Encoder, exact
 from distilkit.errors import DistilkitError
@@ -232,13 +232,92 @@ def test_a_language_model_hears_across_segments(letters: Path) -> None:
     )
 
 
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [0, 1, 2, 4, 5])
+def test_a_folder_of_transcripts_is_gone_on_with(
+    after: int, recogniser: recognisers.Recogniser, recordings: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(transcribe, "POOL_SECONDS", 4.0)
+    heard: list[int] = []
+    real = recognisers.Recogniser.logprobs
+
+    def counted(self: recognisers.Recogniser, clips: list[np.ndarray]) -> list[np.ndarray]:
+        heard.append(len(clips))
+        return real(self, clips)
+
+    monkeypatch.setattr(recognisers.Recogniser, "logprobs", counted)
+    found = list(find([recordings]))
+
+    def work(out: Path, most: int = 99) -> None:
+        place = transcribe.targets(out, "txt", True)
+        begun = transcribe.Begun(out, {"model": "m"}, found)
+        for number, item in enumerate(
+            transcribe.transcribe([recordings], recogniser, done=begun.has)
+        ):
+            if number == most:
+                raise Killed
+            if isinstance(item, Found):
+                place(item.id)
+            else:
+                assert isinstance(item, Transcript)
+                begun.write(item, place(item.file), "txt")
+        begun.end()
+
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    work(whole)
+    all_of_it = len(heard)
+    assert len(list(whole.iterdir())) == 5
+    with pytest.raises(DistilkitError, match="is there already"):
+        transcribe.targets(whole, "txt", True)
+    if after < 5:
+        with pytest.raises(Killed):
+            work(out, after)
+    if 0 < after < 5:
+        with pytest.raises(DistilkitError, match="holds other transcripts: model m there, n here"):
+            transcribe.Begun(out, {"model": "n"}, found)
+        with (out / transcribe.BEGUN).open("a") as file:
+            file.write('["half')
+    written = {path: path.stat().st_mtime_ns for path in out.rglob("*.txt")}
+    heard.clear()
+    work(out)
+    assert len(heard) < all_of_it or after in (0, 5)
+    assert all(path.stat().st_mtime_ns == time for path, time in written.items())
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        path.name for path in whole.iterdir()
+    )
+    for path in whole.iterdir():
+        assert path.read_bytes() == (out / path.name).read_bytes()
+
+
+def test_what_transcripts_depend_on(tmp_path: Path) -> None:
+    model, lm = tmp_path / "model", tmp_path / "lm.arpa"
+    model.mkdir()
+    (model / "model.safetensors").write_text("a")
+    lm.write_text("a")
+    first = transcribe.settings(str(model), lm, None, "txt", False)
+    assert first == transcribe.settings(str(model), lm, None, "txt", False)
+    others = [
+        transcribe.settings(str(model), None, None, "txt", False),
+        transcribe.settings(str(model), lm, Search(width=4), "txt", False),
+        transcribe.settings(str(model), lm, None, "json", False),
+        transcribe.settings(str(model), lm, None, "txt", True),
+    ]
+    (model / "model.safetensors").write_text("another")
+    others.append(transcribe.settings(str(model), lm, None, "txt", False))
+    assert first not in others
+
+
 def test_where_transcripts_are_written(tmp_path: Path) -> None:
     place = transcribe.targets(tmp_path / "out", "srt", True)
-    one, two = Transcript(file="a/x.wav", text=""), Transcript(file="a/x.flac", text="")
+    one, two = "a/x.wav", "a/x.flac"
     assert place(one) == tmp_path / "out" / "a" / "x.srt"
     assert place(two) == tmp_path / "out" / "a" / "x.flac.srt"
     assert place(one) == tmp_path / "out" / "a" / "x.srt"
-    three = Transcript(file="a/x.flac.ogg", text="")  # its stem is what the second one is called
+    three = "a/x.flac.ogg"  # its stem is what the second one is called
     assert place(three) == tmp_path / "out" / "a" / "x.flac.ogg.srt"
     single = transcribe.targets(tmp_path / "said.txt", "txt", False)
     assert single(one) == tmp_path / "said.txt"
@@ -256,7 +335,7 @@ def test_where_transcripts_are_written(tmp_path: Path) -> None:
         transcribe.targets(tmp_path / "said.txt", "srt", False)
     assert caught.value.hint == "--format txt"
     with pytest.raises(DistilkitError, match="cannot make"):
-        transcribe.write(one, tmp_path / "there" / "below" / "x.txt", "txt")
+        transcribe.write(Transcript(file="x", text=""), tmp_path / "there" / "b" / "x.txt", "txt")
     transcribe.write(Transcript(file="x", text="hello"), tmp_path / "new" / "x.txt", "txt")
     assert (tmp_path / "new" / "x.txt").read_text() == FORMATS["txt"](
         Transcript(file="", text="hello")

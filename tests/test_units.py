@@ -2,15 +2,18 @@
 
 import json
 import math
+import os
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
 import torch
 from conftest import voice
 
-from distilkit import codebooks, data, teachers
+from distilkit import codebooks, data, stored, teachers
+from distilkit import units as unit_finding
 from distilkit.audio import frames
 from distilkit.codebooks import mfcc
 from distilkit.encoder import Encoder, encode
@@ -49,6 +52,57 @@ def test_the_files(speech: Path, tmp_path: Path) -> None:
     assert made.seconds == pytest.approx(sum(line["seconds"] for line in lines), abs=1e-3)
     assert (made.folder / "skipped.tsv").read_text().count("\n") == 1
     assert made.skipped == []
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_after(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """End the next call after so many windows."""
+    real, count = stored.pack, [0]
+
+    def pack(*arguments: Any) -> Any:
+        count[0] += 1
+        if count[0] > most:
+            raise Killed
+        return real(*arguments)
+
+    monkeypatch.setattr(stored, "pack", pack)
+
+
+@pytest.mark.parametrize("after", [0, 1, 7])
+def test_stopped_and_started_again(
+    after: int, speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unit_finding, "MICRO_SECONDS", 5.0)
+    whole = content(units([speech], tmp_path / "whole", clusters=12).folder)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_after(patch, after)
+        units([speech], tmp_path / "again", clusters=12)
+    assert not (tmp_path / "again").exists()
+    found: list[int] = []
+    monkeypatch.setattr(codebooks, "find", lambda *_: found.append(1))
+    (tmp_path / ".again.parts" / f".asked.json.partial-{os.getpid()}").write_text("{")
+    assert content(units([speech], tmp_path / "again", clusters=12).folder) == whole
+    assert found == []
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "again"}
+
+
+def test_what_another_call_had_found_gives_way(
+    speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_after(patch, 3)
+        units([speech], tmp_path / "out", clusters=12)
+    made = units([speech], tmp_path / "out", clusters=9)
+    assert len(made.codebook.centres[0]) == 9
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
+    again = units([speech], tmp_path / "more", codebook=made.folder)
+    assert content(again.folder)["units.km"] == content(made.folder)["units.km"]
+    with pytest.raises(DistilkitError, match="clusters cannot be found"):
+        units([speech], tmp_path / "many", clusters=100_000)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "more"}
 
 
 def test_each_window_has_the_units_of_its_samples(speech: Path, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def tokenizer(
     text = Text(form=form, case=case, punctuation=punctuation, digits=digits, language=language)
     settings = Tokenizer(kind=kind, size="auto" if vocab_size is None else vocab_size)
 
-    from distilkit import cards, tokenizers
+    from distilkit import cards, leftovers, tokenizers
     from distilkit.data.transcripts import texts
     from distilkit.runs import make_parent, replacing
 
@@ -86,6 +86,7 @@ def tokenizer(
     lines = [tokenizers.normalise(line, text) for line in raw]
     made = tokenizers.train(lines, settings, text)
     make_parent(out)
+    leftovers.tidy(out)
     facts = _facts(raw, lines, text)
     with replacing(out) as beside:
         tokenizers.save(made, beside)

@@ -69,7 +69,7 @@ def transcribe(
 
     from distilkit import transcribe as writing
     from distilkit.captions import FORMATS
-    from distilkit.data import Skipped, find
+    from distilkit.data import Found, Skipped, find
 
     if streams:
         search = searching(lm, beam, lm_weight, word_bonus)
@@ -83,12 +83,20 @@ def transcribe(
     place = writing.targets(out, format, several) if out else None
     search = searching(lm, beam, lm_weight, word_bonus)
     opened = _open(name, lm, search)
+    timed = timestamps or format in writing.TIMED
+    begun = None
+    if out is not None and writing.is_folder(out):
+        asked = writing.settings(opened.source, lm, search, format, timed)
+        begun = writing.Begun(out, asked, found)
+        if len(begun):
+            console.say(f"{len(begun)} transcripts are in `{out}` already")
     results = writing.transcribe(
         inputs,
         opened.listener,
         search=search,
-        timed=timestamps or format in writing.TIMED,
+        timed=timed,
         device=opened.device,
+        done=begun.has if begun is not None else lambda item: False,
     )
     failed = others = done = 0
     for item in console.track(results, description="transcribing", total=len(found)):
@@ -98,13 +106,19 @@ def transcribe(
                 console.warn(f"left out {item.path}: {item.reason}")
             continue
         done += 1
-        if place is not None:
-            writing.write(item, place(item), format)
+        if isinstance(item, Found) and place is not None:
+            place(item.id)
+        elif begun is not None and place is not None:
+            begun.write(item, place(item.file), format)
+        elif place is not None:
+            writing.write(item, place(item.file), format)
         else:
             text = FORMATS[format](item).removesuffix("\n")
             console.result(f"{item.file}\t{text}" if several and format == "txt" else text)
     if others:
         console.say(f"left out {others} files that are not audio")
+    if begun is not None:
+        begun.end()
     if not done:
         raise DistilkitError("nothing to transcribe", f"distilkit inspect {inputs[0]}")
     if out is not None:

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from distilkit import __version__, config, exported, teachers
+from distilkit import __version__, config, exported, leftovers, teachers
 from distilkit.audio import FRAME_RATE, FRAME_SAMPLES, HOP_SAMPLES, SAMPLE_RATE
 from distilkit.cards import CARD
 from distilkit.data import Tracker, untracked
@@ -76,6 +76,7 @@ def export(
     said, recogniser, encoder, checkpoint = _read(name)
     clips, texts = speech(audio, track)
     make_parent(out)
+    leftovers.tidy(out)
     with replacing(out) as folder:
         folder.mkdir()
         graph = Graph(encoder, recogniser)
