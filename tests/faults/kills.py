@@ -37,7 +37,12 @@ from writes import Place, Watch  # noqa: E402
 Arguments = list[str]
 MOST_SECONDS = 300.0  # that a command may take
 LEFT_SECONDS = 15.0  # after which no process of a killed command may be left
-CLOCKS = ("speed.jsonl", ".lock")  # files that hold the time or the process
+CLOCKS = (
+    "speed.jsonl",
+    ".lock",
+    "report.html",
+    "report.json",
+)  # files that tell of time, or the process
 REFUSALS = re.compile(
     r"is finished|exists|already|is there"
 )  # what a command says where all is done
@@ -367,6 +372,8 @@ def one(
             later[place] = max(later[place], count)
     elif not REFUSALS.search(bench.said()):  # all was done when it was killed
         return f"{'; '.join(story)}: started again, it ended with {code}: {bench.said()[-800:]}"
+    elif kind.resume and ended(bench.start(["report", "run"])) != 0:
+        return f"{'; '.join(story)}: no report of the finished run: {bench.said()[-800:]}"
     files = bench.files()
     wrong = [f"{name} is missing" for name in whole if name not in files]
     wrong += [f"{name} is left over" for name in files if name not in whole]
@@ -487,28 +494,24 @@ def main() -> None:
         scratch = (asked.scratch or Path(name)).resolve()
         bench = Bench(scratch)
         bench.inputs = make_inputs(scratch / "inputs")
-        rows = []
         for kind in asked.kind:
             began = time.monotonic()
             found = campaign(bench, kind, asked.tries, asked.seed, asked.verbose)
             failed |= bool(found.problems)
-            rows.append(
-                {
-                    "kind": kind,
-                    "tries": asked.tries,
-                    "kills": found.kills,
-                    "in_writing": found.in_writing,
-                    "places": len(found.places),
-                    "seed": asked.seed,
-                    "failures": len(found.problems),
-                    "seconds": round(time.monotonic() - began),
-                }
-            )
-    if asked.record:
-        from record import record
+            row = {
+                "kind": kind,
+                "tries": asked.tries,
+                "kills": found.kills,
+                "in_writing": found.in_writing,
+                "places": len(found.places),
+                "seed": asked.seed,
+                "failures": len(found.problems),
+                "seconds": round(time.monotonic() - began),
+            }
+            if asked.record:
+                from record import record
 
-        for row in rows:
-            record("reliability", {"what": "kills", **row})
+                record("reliability", {"what": "kills", **row})
     raise SystemExit(int(failed))
 
 
