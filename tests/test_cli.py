@@ -32,6 +32,7 @@ OPTIONS = {
     "bench": {"--seconds", "--batch", "--precision", "--rounds", "--json"},
     "export": {"--out", "--fp16", "--int8", "--mobile", "--data", "--json"},
     "convert": {"--out", "--format", "--json"},
+    "report": {"--out", "--audio", "--json"},
     "push": {"--private", "--message", "--dry-run", "--json"},
     "inspect": {"--text-column", "--json"},
     "demo": {"--out", "--steps", "--json"},
