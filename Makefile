@@ -1,6 +1,8 @@
 # make demo    set up and run the main job on built-in speech
 # make check   set up and pass everything that CI runs
 # make fix     format, mend what can be mended, regenerate the reference pages
+# make docs    check the generated pages, and build the site of the docs in build/site
+# make links   ask whether addresses on the web that the docs name still answer
 # make gpu     the tests that need a GPU
 # make browser reports in Chromium: needs Chromium and Node.js, fetches playwright-core and axe-core
 # make golden  rewrite the golden values, and print what moved
@@ -8,7 +10,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: demo check fix lint types test docs gpu browser golden
+.PHONY: demo check fix lint types test docs links gpu browser golden
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -35,6 +37,10 @@ types: $(VENV)/ready
 
 docs: $(VENV)/ready
 	$(BIN)/python docs/reference/generate.py --check
+	$(BIN)/sphinx-build -E -W --keep-going -n -q -c docs . build/site
+
+links: $(VENV)/ready
+	$(BIN)/sphinx-build -E -q -b linkcheck -c docs . build/links
 
 test: $(VENV)/ready
 	$(BIN)/pytest -n 2

@@ -401,7 +401,9 @@ def _refused(error: HfHubHTTPError, repo: str, user: str) -> DistilkitError:
 def _failed(error: BaseException, repo: str, user: str) -> DistilkitError:
     """What went wrong on the way: what the HTTP library raises is often wrapped."""
     if user and isinstance(error, ValueError):  # the hub's words on the card
-        return DistilkitError(f"the hub refuses `{repo}`: {' '.join(str(error).split())}", "mend it")
+        return DistilkitError(
+            f"the hub refuses `{repo}`: {' '.join(str(error).split())}", "mend it"
+        )
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, HfHubHTTPError):

@@ -155,17 +155,7 @@ def steps(
     first = accelerator.is_main_process  # of several processes, the one that writes
     plan.cap(decided.device, recipe.train)
     module, optimizer = accelerator.prepare(made.module, made.optimizer)
-    saved = run.load_checkpoint() if resumed else None
-    start, room = 0, loop.Room()
-    if saved is not None:
-        loop.restore(accelerator, module, optimizer, *saved, given=made.given)
-        start = int(saved[1]["step"])
-        room.seconds = float(saved[1].get("room", room.seconds))
-    if first:
-        run.rewind(start)
-        for older in sorted((run.folder / "checkpoints").glob("step-*"))[:-CHECKPOINTS]:
-            discard(older)  # what ended in the midst of that left part of it
-    accelerator.wait_for_everyone()
+    start, room = _put_back(run, accelerator, module, optimizer, made, resumed)
     rows = run.rows("metrics.jsonl")
     if enough(rows):
         return accelerator.unwrap_model(module)  # type: ignore[no-any-return]
@@ -210,10 +200,7 @@ def steps(
                 validated(accelerator.unwrap_model(module), rows)
             saving = halt or ended or step.number % settings.checkpoint_every == 0
             if saving:
-                tensors, numbers = loop.state(accelerator, module, optimizer, made.given)
-                if math.isfinite(room.seconds):
-                    numbers["room"] = room.seconds
-                run.save_checkpoint(step.number, tensors, numbers)
+                _keep(run, accelerator, module, optimizer, made, room, step.number)
             if saving or step.valid:
                 state = "trained" if ended else "stopped" if halt else "training"
                 unwritten = report(state) or unwritten
@@ -224,6 +211,48 @@ def steps(
         if ended:
             break
     return accelerator.unwrap_model(module)  # type: ignore[no-any-return]
+
+
+def _keep(
+    run: Run,
+    accelerator: Accelerator,
+    module: nn.Module,
+    optimizer: Any,
+    made: Parts,
+    room: loop.Room,
+    step: int,
+) -> None:
+    """Save a checkpoint."""
+    tensors, numbers = loop.state(accelerator, module, optimizer, made.given)
+    if math.isfinite(room.seconds):
+        numbers["room"] = room.seconds
+    run.save_checkpoint(step, tensors, numbers)
+
+
+def _put_back(
+    run: Run,
+    accelerator: Accelerator,
+    module: nn.Module,
+    optimizer: Any,
+    made: Parts,
+    resumed: bool,
+) -> tuple[int, loop.Room]:
+    """The newest checkpoint, where the run goes on from it: its step, and how much was in memory at once.
+
+    What came after it is forgotten.
+    """
+    saved = run.load_checkpoint() if resumed else None
+    start, room = 0, loop.Room()
+    if saved is not None:
+        loop.restore(accelerator, module, optimizer, *saved, given=made.given)
+        start = int(saved[1]["step"])
+        room.seconds = float(saved[1].get("room", room.seconds))
+    if accelerator.is_main_process:
+        run.rewind(start)
+        for older in sorted((run.folder / "checkpoints").glob("step-*"))[:-CHECKPOINTS]:
+            discard(older)  # what ended in the midst of that left part of it
+    accelerator.wait_for_everyone()
+    return start, room
 
 
 def check_course(rows: Rows, rate: float) -> None:

@@ -339,7 +339,7 @@ class Begun:
     """A folder of transcripts that are not all written yet: it says of itself which of them are.
 
     Args:
-        out: the folder.
+        out: the folder; of a file, or of nothing that is to be written, nothing is noted.
         settings: whatever they depend on.
         found: the recordings.
 
@@ -347,11 +347,14 @@ class Begun:
         DistilkitError: it holds transcripts of other settings.
     """
 
-    def __init__(self, out: Path, settings: Mapping[str, Any], found: Iterable[Found]) -> None:
-        self._file, self._settings = out / BEGUN, json.loads(json.dumps(settings))
+    def __init__(
+        self, out: Path | None, settings: Mapping[str, Any], found: Iterable[Found]
+    ) -> None:
+        self._file = out / BEGUN if out is not None and is_folder(out) else None
+        self._settings = json.loads(json.dumps(settings))
         self._paths = {item.id: item.path for item in found}
         self._written: dict[str, str] = {}
-        if not self._file.is_file():
+        if out is None or self._file is None or not self._file.is_file():
             return
         leftovers.tidy_below(out)
         first, *lines = self._file.read_text(encoding="utf-8").split("\n")[:-1]
@@ -368,25 +371,24 @@ class Begun:
         write_text(self._file, "".join(f"{line}\n" for line in (first, *lines)))
         self._written = dict(json.loads(line) for line in lines)
 
-    def __len__(self) -> int:
-        return len(self._written)
-
     def has(self, item: Found) -> bool:
         """Whether the transcript of a recording is there, and the recording is what it was."""
         return item.id in self._written and self._written[item.id] == stamp(item.path)
 
     def write(self, transcript: Transcript, path: Path, format: config.TranscriptFormat) -> None:
         """Write a transcript, and note that it was."""
-        if not self._file.is_file():
+        if self._file is not None and not self._file.is_file():
             make_parent(self._file)
             write_text(self._file, json.dumps(self._settings) + "\n")
         write(transcript, path, format)
-        row = transcript.file, stamp(self._paths[transcript.file])
-        append_line(self._file, json.dumps(row))
+        if self._file is not None:
+            row = transcript.file, stamp(self._paths[transcript.file])
+            append_line(self._file, json.dumps(row))
 
     def end(self) -> None:
         """All are written."""
-        discard(self._file)
+        if self._file is not None:
+            discard(self._file)
 
 
 def write(transcript: Transcript, path: Path, format: config.TranscriptFormat) -> None:

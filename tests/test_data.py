@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from conftest import Run
 from lhotse import AudioSource, CutSet, MonoCut, Recording, RecordingSet
 
 from distilkit import data
@@ -351,6 +352,24 @@ def test_shards_of_lhotse_hold_what_the_folder_holds(folder: Path, format: str) 
     }
     again = collect([shards], settings)
     assert [cut.to_dict() for cut in again.train] == [cut.to_dict() for cut in found.train]
+
+
+def test_inspect_looks_into_archives(folder: Path, run: Run) -> None:
+    """Shards of audio alone are audio; of a folder with nothing but archives too, and of one of them."""
+    cuts = CutSet.from_cuts(
+        Recording.from_file(write(folder / f"{seed}.wav", seed), recording_id=str(seed)).to_cut()
+        for seed in range(3)
+    )
+    shards, tars = folder.parent / "shar", folder.parent / "tars"
+    shards.mkdir()
+    tars.mkdir()
+    cuts.to_shar(shards, fields={"recording": "flac"}, shard_size=2)
+    for tar in shards.glob("*.tar"):
+        (tars / tar.name).write_bytes(tar.read_bytes())
+    for place, count in ((shards, 3), (tars, 3), (tars / "recording.000001.tar", 1)):
+        code, out, _ = run("inspect", place, "--json")
+        said = json.loads(out)
+        assert (code, said["is"], said["recordings"]) == (0, "audio", count)
 
 
 def test_any_tar_is_looked_into(folder: Path) -> None:

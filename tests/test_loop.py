@@ -286,9 +286,7 @@ def test_groups_have_learning_rates_of_their_own_and_begin_when_they_shall() -> 
 class Tight:
     """Memory that holds so many seconds, padding counted."""
 
-    def __init__(
-        self, setting: Setting, seconds: float, error: type[Exception], text: str
-    ) -> None:
+    def __init__(self, setting: Setting, seconds: float, error: type[Exception], text: str) -> None:
         self.setting, self.seconds, self.error, self.text = setting, seconds, error, text
         self.loss_of, self.held = setting.loss_of, []
         setting.loss_of = self

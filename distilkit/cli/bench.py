@@ -25,15 +25,22 @@ def bench(
     seconds: Annotated[
         list[float] | None,
         typer.Option(
-            min=0.03, help="Length of a clip; repeatable. 1, 5, 15, 60.", show_default=False
+            metavar="SECONDS",
+            min=0.03,
+            help="Length of a clip. Repeatable.",
+            show_default="1, 5, 15, 60",
         ),
     ] = None,
     batch: Annotated[
         list[int] | None,
-        typer.Option(min=1, help="Clips in a batch; repeatable. 1, 8.", show_default=False),
+        typer.Option(
+            metavar="CLIPS", min=1, help="Size of a batch. Repeatable.", show_default="1, 8"
+        ),
     ] = None,
     precision: Annotated[Precision, typer.Option(help="Arithmetic.")] = "fp32",
-    rounds: Annotated[int, typer.Option(min=1, help="How often each is timed.")] = 5,
+    rounds: Annotated[
+        int, typer.Option(metavar="TIMES", min=1, help="How often each is timed.")
+    ] = 5,
     json: options.Json = False,
 ) -> None:
     """Compare models' size, speed and memory on this machine, in turn.

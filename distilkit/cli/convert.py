@@ -19,7 +19,10 @@ def convert(
             autocompletion=completion.models,
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder (or file, for `s3prl`) to write; must be new.")],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="PATH", help="Folder (or file, for `s3prl`) to write; must be new."),
+    ],
     format: Annotated[
         CheckpointFormat,
         typer.Option(help="`huggingface`: a folder; `s3prl`: a file of its distiller."),

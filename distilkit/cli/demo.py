@@ -14,12 +14,12 @@ def demo(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for all that is made; a new `demo` by default.", show_default=False
+            metavar="FOLDER", help="Folder for all that is made.", show_default="a new demo"
         ),
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Optimizer steps; the recipe's by default.", show_default=False),
+        typer.Option(metavar="STEPS", min=1, help="Optimizer steps.", show_default="the recipe's"),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:

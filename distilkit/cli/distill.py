@@ -22,20 +22,20 @@ def distill(
     ] = None,
     teacher: Annotated[
         str,
-        typer.Option(
-            help="A checkpoint (folder, file, run), a hub id, `tiny` (built in), or `none`.",
-            autocompletion=completion.models,
+        options.model_named(
+            "A checkpoint (folder, file, run), a hub id, `tiny` (built in), or `none`.", True
         ),
     ] = DEFAULT_TEACHER,
     student: Annotated[
         str | None,
-        options.model_named("Go on with this student in place of a new one."),
+        options.model_named("Go on with this student in place of a new one.", "a new one"),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Run folder; `runs/NAME` by default.",
-            show_default=False,
+            metavar="FOLDER",
+            help="Run folder; must be new, or empty.",
+            show_default="runs/NAME",
             autocompletion=completion.runs,
         ),
     ] = None,

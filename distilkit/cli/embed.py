@@ -23,18 +23,22 @@ def embed(
     model: Annotated[
         str | None,
         options.model_named(
-            "`tiny`, folder, checkpoint or hub id; by default the newest run or ntu-spml/distilhubert."
+            "`tiny`, folder, checkpoint, run or hub id.",
+            "the newest run's, else ntu-spml/distilhubert",
         ),
     ] = None,
-    layer: Annotated[str, typer.Option(help="`last`, a number from 0, or `all`.")] = "last",
+    layer: Annotated[
+        str, typer.Option(metavar="LAYER", help="`last`, a number from 0, or `all`.")
+    ] = "last",
     pool: Annotated[
         Pool, typer.Option(help="`none`: 50 vectors a second; `mean`: one a file.")
     ] = "none",
     out: Annotated[
         Path | None,
         typer.Option(
-            help="File or folder; NAME.npy here for one file, `embeddings` for more. Of `-` a file, or `-`.",
-            show_default=False,
+            metavar="PATH",
+            help="File or folder to write. Of `-` a file, or `-`.",
+            show_default="NAME.npy for one file, embeddings for more, live.npy of -",
         ),
     ] = None,
     format: Annotated[

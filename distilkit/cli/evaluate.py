@@ -28,7 +28,11 @@ def evaluate(
     text_column: options.TextColumn = "",
     out: Annotated[
         Path | None,
-        typer.Option(help="Write every utterance to this file, JSON lines.", show_default=False),
+        typer.Option(
+            metavar="FILE",
+            help="Write every utterance to this file, JSON lines.",
+            show_default="none",
+        ),
     ] = None,
     json: options.Json = False,
 ) -> None:

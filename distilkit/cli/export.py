@@ -19,7 +19,7 @@ def export(
             autocompletion=completion.models,
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder to write; must be new.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to write; must be new.")],
     fp16: Annotated[
         bool, typer.Option("--fp16", help="Store weights in fp16: half the size.")
     ] = False,
@@ -35,8 +35,9 @@ def export(
     data: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Recordings to verify on, with text or without; built-in speech. Repeatable.",
-            show_default=False,
+            metavar="PATH",
+            help="Recordings to verify on, with text or without. Repeatable.",
+            show_default="built-in speech",
         ),
     ] = None,
     json: options.Json = False,

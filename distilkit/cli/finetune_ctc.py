@@ -21,21 +21,24 @@ def finetune_ctc(
     tokenizer: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of `distilkit tokenizer`, or a recogniser's.", show_default=False
+            metavar="FOLDER",
+            help="Folder of `distilkit tokenizer`, or a recogniser's.",
+            show_default="none: must be given, but with --resume",
         ),
     ] = None,
     model: Annotated[
         str | None,
         options.model_named(
-            "A student, run, checkpoint, hub id or `tiny`; by default the newest student, else "
-            "DistilHuBERT from the hub."
+            "A student, run, checkpoint, hub id or `tiny`.",
+            "the newest student, else ntu-spml/distilhubert",
         ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Run folder; `runs/NAME-ctc` by default.",
-            show_default=False,
+            metavar="FOLDER",
+            help="Run folder; must be new, or empty.",
+            show_default="runs/NAME-ctc",
             autocompletion=completion.runs,
         ),
     ] = None,
@@ -45,7 +48,9 @@ def finetune_ctc(
     ] = False,
     rank: Annotated[
         int | None,
-        typer.Option(min=1, help="Rank of the adapters, with --lora; 16.", show_default=False),
+        typer.Option(
+            metavar="RANK", min=1, help="Rank of the adapters, with --lora.", show_default="16"
+        ),
     ] = None,
     merge: Annotated[
         bool, typer.Option("--merge", help="With --lora: write the merged model too.")

@@ -136,11 +136,13 @@ def _audio(name: str) -> dict[str, Any] | None:
     from distilkit.audio import SAMPLE_RATE, SUFFIXES
     from distilkit.cli import console
     from distilkit.config import Data
+    from distilkit.data import archives
 
     path = Path(name)
-    if path.is_dir() and not any(item.audio for item in data.find([path])):
+    if path.is_dir() and not any(item.audio for item in data.find([path], unpack=True)):
         return None
-    if not path.exists() or (path.is_file() and path.suffix.lower() not in SUFFIXES):
+    known = {*SUFFIXES, archives.SUFFIX}
+    if not path.exists() or (path.is_file() and path.suffix.lower() not in known):
         return None
     clips, skipped = data.survey([path], Data(), track=console.track)
     lengths = [clip.samples / SAMPLE_RATE for clip in clips]
@@ -167,7 +169,7 @@ def _transcribed(name: str, text_column: str) -> dict[str, Any] | None:
     from distilkit.config import Transcribed
     from distilkit.data import tables, transcripts
     from distilkit.data.layouts import detect
-    from distilkit.data.sources import source
+    from distilkit.data.sources import NO_TEXT, source
     from distilkit.errors import DistilkitError
 
     path = Path(name)
@@ -184,6 +186,8 @@ def _transcribed(name: str, text_column: str) -> dict[str, Any] | None:
         return None
     settings = Transcribed(text_column=text_column)  # what finetune-ctc would take
     read = transcripts.survey([path], settings, track=console.track)
+    if not read.cuts and {item.kind for item in read.skipped} == {NO_TEXT}:
+        return None  # shards or manifests of audio alone
     found = transcripts.facts(read.cuts, read.skipped)
     return {
         "is": f"recordings with text ({read.layouts[0]})",

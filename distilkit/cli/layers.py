@@ -25,7 +25,7 @@ def layers(
     audio: Annotated[list[str], typer.Argument(help="Audio files, folders, lhotse manifests.")],
     model: Annotated[
         str,
-        options.model_named("Folder, run or hub id; its layers are the rows."),
+        options.model_named("Folder, run or hub id; its layers are the rows.", False),
     ],
     against: Annotated[
         str | None,
@@ -33,10 +33,15 @@ def layers(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for a picture, PNG and SVG.", show_default=False),
+        typer.Option(
+            metavar="FOLDER", help="Folder for a picture, PNG and SVG.", show_default="no picture"
+        ),
     ] = None,
     minutes: Annotated[
-        float, typer.Option(min=0.01, help="Minutes of audio to use, spread over the files.")
+        float,
+        typer.Option(
+            metavar="MINUTES", min=0.01, help="How much audio to use, spread over the files."
+        ),
     ] = 10.0,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:

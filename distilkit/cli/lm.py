@@ -16,16 +16,19 @@ def lm(
     ],
     out: Annotated[
         Path,
-        typer.Option(help="ARPA file to write; `.gz` compresses it.", show_default=False),
+        typer.Option(
+            metavar="FILE", help="ARPA file to write; `.gz` compresses it.", show_default=False
+        ),
     ],
     order: Annotated[
-        int, typer.Option(min=1, max=6, help="Words in the longest n-gram, 1 to 6.")
+        int, typer.Option(metavar="WORDS", min=1, max=6, help="Length of the longest n-gram.")
     ] = 3,
     tokenizer: Annotated[
         Path | None,
         typer.Option(
-            help="Tokenizer or recogniser whose form of text is used; without one, text as it is.",
-            show_default=False,
+            metavar="FOLDER",
+            help="Tokenizer or recogniser whose form of text is used.",
+            show_default="none: text as it is",
         ),
     ] = None,
     text_column: options.TextColumn = "",

@@ -8,59 +8,91 @@ import typer
 from distilkit.cli import completion
 
 
-def model_named(help: str) -> Any:
-    """An option that names a model, which the shell helps to complete."""
-    return typer.Option(help=help, show_default=False, autocompletion=completion.models)
+def model_named(help: str, default: str | bool = "none") -> Any:
+    """An option that names a model, which the shell helps to complete.
+
+    Args:
+        help: what the model is for.
+        default: what is said of an option that is not given; False for one that has to be.
+    """
+    return typer.Option(
+        metavar="MODEL", help=help, show_default=default, autocompletion=completion.models
+    )
 
 
 Recogniser = Annotated[
     str | None,
-    model_named("A recogniser: folder, run or hub id; by default that of the newest run."),
+    model_named("A recogniser: folder, run or hub id.", "the newest run's"),
 ]
 LanguageModel = Annotated[
     Path | None,
     typer.Option(
-        help="A language model (ARPA) of `distilkit lm`: beam search with it.", show_default=False
+        metavar="FILE",
+        help="A language model (ARPA) of `distilkit lm`: beam search with it.",
+        show_default="none",
     ),
 ]
 Beam = Annotated[
     int | None,
-    typer.Option(min=1, help="Width of the beam: 1, or 32 with --lm.", show_default=False),
+    typer.Option(
+        metavar="BEGINNINGS",
+        min=1,
+        help="Width of the beam: how many beginnings of a text are followed at once.",
+        show_default="1; with --lm 32",
+    ),
 ]
 LmWeight = Annotated[
     float | None,
     typer.Option(
-        "--lm-weight", min=0.0, help="Weight of the language model: 0.75.", show_default=False
+        "--lm-weight",
+        metavar="FACTOR",
+        min=0.0,
+        help="Weight of the language model.",
+        show_default="0.75",
     ),
 ]
 WordBonus = Annotated[
     float | None,
     typer.Option(
         "--word-bonus",
-        help="Added for each word, which the language model costs: 2.",
-        show_default=False,
+        metavar="NATS",
+        help="Added for each word, as the language model makes words costly.",
+        show_default="2",
     ),
 ]
 TextColumn = Annotated[
     str,
     typer.Option(
-        "--text-column", help="Column of a table that holds the text.", show_default=False
+        "--text-column",
+        metavar="NAME",
+        help="Column of a table that holds the text.",
+        show_default="known by its name",
     ),
 ]
 Recipe = Annotated[
     str,
     typer.Option(
+        metavar="RECIPE",
         help="A built-in recipe (`distilkit recipes`) or a TOML file.",
         autocompletion=completion.recipes,
     ),
 ]
 Changes = Annotated[
     list[str] | None,
-    typer.Option(help="Change one setting: `section.key=value`. Repeatable.", show_default=False),
+    typer.Option(
+        metavar="KEY=VALUE",
+        help="Change one setting: `section.key=value`. Repeatable.",
+        show_default="none",
+    ),
 ]
 Steps = Annotated[
     int | None,
-    typer.Option(min=1, help="Optimizer steps; short for train.steps.", show_default=False),
+    typer.Option(
+        metavar="STEPS",
+        min=1,
+        help="Optimizer steps; short for train.steps.",
+        show_default="the recipe's",
+    ),
 ]
 Resume = Annotated[
     bool,
@@ -71,8 +103,9 @@ Memory = Annotated[
     typer.Option(
         "--memory",
         "--vram",
+        metavar="SIZE",
         help="The most memory to take, of the GPU or, without one, of the machine: `6GB`.",
-        show_default=False,
+        show_default="what is free",
     ),
 ]
 Plan = Annotated[
@@ -80,14 +113,18 @@ Plan = Annotated[
     typer.Option("--plan", help="Print what would happen, measured on a few steps, and stop."),
 ]
 Seed = Annotated[
-    int | None, typer.Option(min=0, help="Seed of everything random.", show_default=False)
+    int | None,
+    typer.Option(
+        metavar="SEED", min=0, help="Seed of everything random.", show_default="the recipe's"
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Rate = Annotated[
     int,
     typer.Option(
+        metavar="HZ",
         min=1000,
-        help="Hz, of `-`: 16-bit mono samples; what begins with a WAV header says it itself.",
+        help="Of `-`: 16-bit mono samples; what begins with a WAV header says it itself.",
     ),
 ]
 

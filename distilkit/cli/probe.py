@@ -28,7 +28,7 @@ def probe(
     ],
     model: Annotated[
         str | None,
-        options.model_named("Checkpoint, run or hub id; by default the student of the newest run."),
+        options.model_named("Checkpoint, run or hub id.", "the newest run's student"),
     ] = None,
     against: Annotated[
         str | None,
@@ -37,32 +37,50 @@ def probe(
     label: Annotated[
         list[str] | None,
         typer.Option(
-            help="Column of labels; repeatable for intents and slots.", show_default=False
+            metavar="NAME",
+            help="Column of labels; repeatable for intents and slots.",
+            show_default="known by its name",
         ),
     ] = None,
     lexicon: Annotated[
         Path | None,
-        typer.Option(help="A word and its phones on each line, for `pr`.", show_default=False),
+        typer.Option(
+            metavar="FILE",
+            help="A word and its phones on each line, for `pr`.",
+            show_default="the column phones, else the CMU dictionary or eSpeak",
+        ),
     ] = None,
     text_column: options.TextColumn = "",
-    folds: Annotated[int, typer.Option(min=3, help="Parts that the data is split into.")] = 5,
+    folds: Annotated[
+        int, typer.Option(metavar="PARTS", min=3, help="Parts that the data is split into.")
+    ] = 5,
     floors: Annotated[
         bool, typer.Option(help="Log-mel and random weights beside the models.")
     ] = True,
     features: Annotated[
         Path | None,
         typer.Option(
-            help="Keep computed frames in this folder, for the next time.", show_default=False
+            metavar="FOLDER",
+            help="Keep computed frames in this folder, for the next time.",
+            show_default="none: not kept",
         ),
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=0, help="Processes that train heads; one a core.", show_default=False),
+        typer.Option(
+            metavar="PROCESSES",
+            min=0,
+            help="Processes that train heads; 0: this one.",
+            show_default="one a core",
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Write a page to this file, HTML.", show_default=False)
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a page to this file, HTML.", show_default="none"),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of splits, heads and order.")] = 0,
+    seed: Annotated[
+        int, typer.Option(metavar="SEED", min=0, help="Seed of splits, heads and order.")
+    ] = 0,
     json: options.Json = False,
 ) -> None:
     """Measure what a model knows by ten tasks on your own labelled audio, beside its teacher.

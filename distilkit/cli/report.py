@@ -20,7 +20,9 @@ def report(
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Write the page to this file, HTML.", show_default="RUN/report.html"
+            metavar="FILE",
+            help="Write the page to this file, HTML.",
+            show_default="RUN/report.html",
         ),
     ] = None,
     audio: Annotated[

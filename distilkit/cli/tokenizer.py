@@ -36,7 +36,9 @@ def tokenizer(
     data: Annotated[
         list[str], typer.Argument(help="Transcribed data in any layout, or text files.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder to write.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Folder to write.", show_default=False)
+    ],
     kind: Annotated[
         TokenizerKind,
         typer.Option(help="Characters, or subwords by SentencePiece: `unigram`, `bpe`."),
@@ -44,10 +46,11 @@ def tokenizer(
     vocab_size: Annotated[
         int | None,
         typer.Option(
+            metavar="TOKENS",
             min=4,
             max=50_000,
-            help="Tokens in all; by default as the text suggests.",
-            show_default=False,
+            help="How many tokens in all.",
+            show_default="as the text suggests",
         ),
     ] = None,
     form: Annotated[UnicodeForm, typer.Option(help="Unicode form.")] = "NFKC",
@@ -60,7 +63,10 @@ def tokenizer(
         Digits, typer.Option(help="Digits as they are, or spelled as words of --language.")
     ] = "keep",
     language: Annotated[
-        str, typer.Option(help="`en`, `de`, `pt_BR` ...; decides on digits, and on Turkish i.")
+        str,
+        typer.Option(
+            metavar="CODE", help="`en`, `de`, `pt_BR` ...; decides on digits, and on Turkish i."
+        ),
     ] = "en",
     text_column: options.TextColumn = "",
     json: options.Json = False,

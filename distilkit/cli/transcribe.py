@@ -8,9 +8,11 @@ import typer
 from distilkit.cli import options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from distilkit.audio import Samples
+    from distilkit.captions import Transcript
+    from distilkit.data import Found, Skipped
     from distilkit.decode import Search
     from distilkit.listeners import Hears
     from distilkit.models import Opened
@@ -38,15 +40,20 @@ def transcribe(
     ] = "txt",
     out: Annotated[
         Path | None,
-        typer.Option(help="File or folder to write in place of printing.", show_default=False),
+        typer.Option(
+            metavar="PATH",
+            help="File or folder to write in place of printing.",
+            show_default="none: printed",
+        ),
     ] = None,
     rate: options.Rate = 16_000,
     delay: Annotated[
         float | None,
         typer.Option(
+            metavar="SECONDS",
             min=4.0,
-            help="Seconds from a word in `-` to its text, computing left out: 60, as for a file.",
-            show_default=False,
+            help="From a word in `-` to its text, computing left out.",
+            show_default="60, as for a file",
         ),
     ] = None,
 ) -> None:
@@ -69,7 +76,7 @@ def transcribe(
 
     from distilkit import transcribe as writing
     from distilkit.captions import FORMATS
-    from distilkit.data import Found, Skipped, find
+    from distilkit.data import Found, find
 
     if streams:
         search = searching(lm, beam, lm_weight, word_bonus)
@@ -84,47 +91,53 @@ def transcribe(
     search = searching(lm, beam, lm_weight, word_bonus)
     opened = _open(name, lm, search)
     timed = timestamps or format in writing.TIMED
-    begun = None
-    if out is not None and writing.is_folder(out):
-        asked = writing.settings(opened.source, lm, search, format, timed)
-        begun = writing.Begun(out, asked, found)
-        if len(begun):
-            console.say(f"{len(begun)} transcripts are in `{out}` already")
+    depend = writing.settings(opened.source, lm, search, format, timed)
+    begun = writing.Begun(out, depend, found)
     results = writing.transcribe(
         inputs,
         opened.listener,
         search=search,
         timed=timed,
         device=opened.device,
-        done=begun.has if begun is not None else lambda item: False,
+        done=begun.has,
     )
-    failed = others = done = 0
-    for item in console.track(results, description="transcribing", total=len(found)):
-        if isinstance(item, Skipped):
-            failed, others = failed + (item.kind == "unusable"), others + (item.kind != "unusable")
-            if item.kind == "unusable":
-                console.warn(f"left out {item.path}: {item.reason}")
-            continue
+    skipped, done = list["Skipped"](), 0
+    for item in _usable(results, len(found), skipped):
         done += 1
-        if isinstance(item, Found) and place is not None:
-            place(item.id)
-        elif begun is not None and place is not None:
-            begun.write(item, place(item.file), format)
+        if isinstance(item, Found):
+            assert place is not None
+            place(item.id)  # its name is taken
         elif place is not None:
-            writing.write(item, place(item.file), format)
+            begun.write(item, place(item.file), format)
         else:
             text = FORMATS[format](item).removesuffix("\n")
             console.result(f"{item.file}\t{text}" if several and format == "txt" else text)
-    if others:
-        console.say(f"left out {others} files that are not audio")
-    if begun is not None:
-        begun.end()
+    failed = sum(item.kind == "unusable" for item in skipped)
+    if len(skipped) > failed:
+        console.say(f"left out {len(skipped) - failed} files that are not audio")
+    begun.end()
     if not done:
         raise DistilkitError("nothing to transcribe", f"distilkit inspect {inputs[0]}")
     if out is not None:
         console.result(str(out))
     if failed:
         raise typer.Exit(1)
+
+
+def _usable(
+    results: "Iterable[Transcript | Skipped | Found]", total: int, skipped: "list[Skipped]"
+) -> "Iterator[Transcript | Found]":
+    """What is not skipped, with progress; of what is, the files that cannot be used are told."""
+    from distilkit.cli import console
+    from distilkit.data import Skipped
+
+    for item in console.track(results, description="transcribing", total=total):
+        if not isinstance(item, Skipped):
+            yield item
+            continue
+        skipped.append(item)
+        if item.kind == "unusable":
+            console.warn(f"left out {item.path}: {item.reason}")
 
 
 def _open(name: str, lm: Path | None, search: "Search | None") -> "Opened[Hears]":

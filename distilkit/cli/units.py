@@ -10,21 +10,27 @@ from distilkit.cli import options
 
 def units(
     audio: Annotated[list[str], typer.Argument(help="Folders, files, archives, lhotse manifests.")],
-    out: Annotated[Path, typer.Option(help="Folder to write.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Folder to write.", show_default=False)
+    ],
     model: Annotated[
         str | None,
-        options.model_named("Checkpoint, run, hub id or `tiny`; without one, units of MFCC."),
+        options.model_named("Checkpoint, run, hub id or `tiny`.", "none: units of MFCC"),
     ] = None,
     layer: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Layer of the model; the middle one by default.", show_default=False
+            metavar="LAYER", min=0, help="Layer of the model.", show_default="the middle one"
         ),
     ] = None,
-    clusters: Annotated[int, typer.Option(min=2, help="How many units.")] = 100,
+    clusters: Annotated[
+        int, typer.Option(metavar="UNITS", min=2, help="How many units to find.")
+    ] = 100,
     codebook: Annotated[
         Path | None,
-        typer.Option(help="Use this codebook in place of finding one.", show_default=False),
+        typer.Option(
+            metavar="PATH", help="Use this codebook in place of finding one.", show_default="none"
+        ),
     ] = None,
     normalise: Annotated[
         bool,
@@ -33,9 +39,12 @@ def units(
         ),
     ] = False,
     minutes: Annotated[
-        float, typer.Option(min=0.01, help="Minutes of audio that the clusters are found on.")
+        float,
+        typer.Option(metavar="MINUTES", min=0.01, help="How much audio the clusters are found on."),
     ] = 60.0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of audio and clusters.")] = 0,
+    seed: Annotated[
+        int, typer.Option(metavar="SEED", min=0, help="Seed of audio and clusters.")
+    ] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Cluster frames into hidden units, as HuBERT does, and write the units of each recording.

@@ -34,6 +34,7 @@ FILES = ("file_name", "path", "audio_filepath", "audio", "file", "filename", "au
 TEXTS = ("transcription", "transcript", "text", "sentence", "normalized_text", "normalised_text")
 SPEAKERS = ("speaker", "speaker_id", "speaker_name", "client_id", "spk", "reader")
 LANGUAGES = ("language", "locale", "lang")
+PART = ("offset", "duration")
 SIDECARS = (".txt", ".lab", ".TXT", ".LAB")
 
 
@@ -71,7 +72,7 @@ def _from_table(
             f"expected {tables.quoted(FILES, 'or')}",
             "call the column of files `file_name`; --text-column names the one of texts",
         )
-    others = (*FILES, *SPEAKERS, *LANGUAGES, "offset", "duration")
+    others = (*FILES, *SPEAKERS, *LANGUAGES, *PART)
     text = tables.column(columns, TEXTS) if source.labels and not source.text_column else None
     if not source.labels or source.text_column:
         text = tables.text_column(path, columns, TEXTS, source.text_column, others)

@@ -95,9 +95,10 @@ def _confusions(found: Mapping[str, Any]) -> str:
     rows = [
         [f"{named(said) if said else '·'}", f"{named(heard) if heard else '·'}", f"{count:,}"]
         for said, heard, count in found["confusions"]
+        if count > 1
     ]
     made = table(["said", "heard", "times"], rows, "Words heard as others")
-    return f"<div><h3>Words heard as others</h3>{made}</div>" if rows else ""
+    return f"<div><h3>Words heard as others, twice or more</h3>{made}</div>" if rows else ""
 
 
 def _speakers(found: Mapping[str, Any]) -> str:

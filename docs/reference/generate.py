@@ -1,10 +1,11 @@
-"""Write the pages that follow from the code: cli.md, recipe.md, and the file tree in README.md.
+"""Write the pages that follow from the code, and the parts of pages between two markers.
 
 python docs/reference/generate.py           write them
 python docs/reference/generate.py --check   fail, and say which, where writing would change one
 """
 
 import ast
+import inspect
 import json
 import re
 import sys
@@ -14,12 +15,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
-from distilkit import config
+from distilkit import audio, config, runs
 from distilkit.cli import app
+from distilkit.data import layouts
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "distilkit"
-OPEN, CLOSE = "<!-- tree -->", "<!-- /tree -->"
+EXAMPLES = ROOT / "docs" / "examples"
 NOTE = "<!-- Written by docs/reference/generate.py; `make fix` writes it anew. -->"
 WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
 SIGNS = {
@@ -34,11 +36,15 @@ SIGNS = {
 
 def pages() -> dict[Path, str]:
     """Every generated page, as it ought to be."""
-    readme = ROOT / "README.md"
+    reference = ROOT / "docs" / "reference"
+    files = ROOT / "docs" / "concepts" / "runs.md"
     return {
-        ROOT / "docs" / "reference" / "cli.md": cli_page(),
-        ROOT / "docs" / "reference" / "recipe.md": recipe_page(),
-        readme: with_tree(readme.read_text(encoding="utf-8")),
+        reference / "cli.md": cli_page(),
+        reference / "recipe.md": recipe_page(),
+        reference / "data.md": data_page(),
+        reference / "house.md": house_page(),
+        EXAMPLES / "README.md": examples_page(),
+        files: with_block(files.read_text(encoding="utf-8"), "files", run_files()),
     }
 
 
@@ -77,37 +83,74 @@ def cli_page() -> str:
         NOTE,
         "",
         "Results go to the standard output, progress and messages to the standard error. Exit "
-        "status: 0 done, 1 an error to mend or a file that failed, 2 wrong usage, 130 interrupted. An "
-        "error that calls itself unexpected is ours; it ends with 1 too. `--quiet` and `--verbose` may stand "
-        "behind a command's name as well.",
+        "status: 0 done, 1 an error to mend or a file that failed, 2 wrong usage, 130 interrupted "
+        "([more](environment.md)). An error that calls itself unexpected is ours; it ends with 1 too. "
+        "`--quiet` and `--verbose` may stand behind a command's name as well. In capitals stands what an "
+        "option takes, of a number its unit.",
         "",
     ]
     for name, command in commands():
         lines += [f"## `{name}`", "", re.sub(r"\[bold\](.*?)\[/\]", r"`\1`", command.help), ""]
-        for title, kind in (("Argument", "argument"), ("Option", "option")):
-            rows = [_row(item) for item in command.params if item.param_type_name == kind]
-            rows = [row for row in rows if row]
-            if rows:
-                lines += [f"| {title} | Default | Meaning |", "|---|---|---|", *rows, ""]
+        arguments = [_argument(x) for x in command.params if x.param_type_name == "argument"]
+        if arguments:
+            lines += ["| Argument | Takes | Meaning |", "|---|---|---|", *arguments, ""]
+        if options := [_option(x) for x in command.params if wanted(x)]:
+            lines += ["| Option | Takes | Default | Meaning |", "|---|---|---|---|", *options, ""]
     return "\n".join(lines)
 
 
-def _row(item: Any) -> str:
-    if item.name in ("install_completion", "show_completion", "help"):
-        return ""
-    names = ", ".join(f"`{name}`" for name in item.opts)
-    default = "" if item.default in (None, False) else f"`{item.default}`"
+def wanted(item: Any) -> bool:
+    """Whether a parameter is an option of ours."""
+    ours = item.name not in ("install_completion", "show_completion", "help")
+    return item.param_type_name == "option" and ours
+
+
+def _argument(item: Any) -> str:
+    count = "one" if item.nargs == 1 else "one or more" if item.required else "none or more"
+    choices = [f"of {_listed(names)}" for names in (_choices(item),) if names]
+    return f"| `{item.name}` | {' '.join([count, *choices])} | {_meaning(item)} |"
+
+
+def _option(item: Any) -> str:
+    names = ", ".join(f"`{name}`" for name in (*item.opts, *item.secondary_opts))
+    return f"| {names} | {takes(item)} | {default(item)} | {_meaning(item)} |"
+
+
+def takes(item: Any) -> str:
+    """What an option takes: nothing, one of some words, or something with a unit and limits."""
+    if item.is_flag:
+        return "nothing"
+    if choices := _choices(item):
+        return "one of " + ", ".join(f"`{choice}`" for choice in choices)
+    limits = [
+        f"{word} {bound:,g}"
+        for word, bound in (("from", _bound(item, "min")), ("to", _bound(item, "max")))
+        if bound is not None
+    ]
+    return ", ".join([f"`{item.metavar}`", *([" ".join(limits)] if limits else [])])
+
+
+def default(item: Any) -> str:
+    """What holds where an option is not given; empty where the code does not say."""
     if item.required:
-        default = "required"
-    choices = getattr(item.bare_type, "__args__", None) or getattr(
-        item.type_descriptor, "choices", ()
-    )
-    meaning = _cell(item.help or "")
-    if choices and not all(f"`{choice}`" in meaning for choice in choices):
-        meaning += " One of " + ", ".join(f"`{choice}`" for choice in choices) + "."
-    if getattr(item, "min", None) is not None:
-        meaning += f" At least {item.min:g}."
-    return f"| {names} | {default} | {meaning} |"
+        return "required"
+    if isinstance(item.show_default, str):
+        return _cell(item.show_default)
+    if item.is_flag:
+        return "on" if item.default else "off"
+    return f"`{item.default}`" if item.default not in (None, "") else ""
+
+
+def _bound(item: Any, name: str) -> float | None:
+    return getattr(item, name, None)
+
+
+def _choices(item: Any) -> tuple[str, ...]:
+    return tuple(getattr(item.type_descriptor, "choices", None) or ())
+
+
+def _meaning(item: Any) -> str:
+    return _cell(item.help or "")
 
 
 # --------------------------------------------------------------------------------------- recipes
@@ -178,13 +221,23 @@ def _cell(text: str) -> str:
 # ------------------------------------------------------------------------------------- file tree
 
 
-def with_tree(readme: str) -> str:
-    """README's text with the file tree between its two markers written anew."""
-    before, found, rest = readme.partition(OPEN)
-    _, closed, after = rest.partition(CLOSE)
-    if not found or not closed:
-        sys.exit(f"error: README.md lacks the lines `{OPEN}` and `{CLOSE}`")
-    return f"{before}{OPEN}\n{tree()}\n{CLOSE}{after}"
+def house_page() -> str:
+    """Every module in a line."""
+    return "\n".join(
+        [
+            "# The code",
+            "",
+            NOTE,
+            "",
+            "One run reads top to bottom through three files: `cli/distill.py`, `distill/__init__.py`, "
+            "`loop.py`. Modules stand in rows and import downwards only ([decision 0001]"
+            "(../decisions/0001-house.md)); where to add something stands in "
+            "[extending](../guides/extending.md).",
+            "",
+            tree(),
+            "",
+        ]
+    )
 
 
 def tree() -> str:
@@ -210,6 +263,114 @@ def _place(path: Path) -> tuple[Any, ...]:
     """Modules first, then folders; in each, `__init__.py` first."""
     parts = path.relative_to(PACKAGE).parts
     return (len(parts) > 1, parts[:-1], parts[-1] != "__init__.py", parts[-1])
+
+
+# ------------------------------------------------------------------------------- data and runs
+
+
+def data_page() -> str:
+    """Audio formats, layouts of transcribed data and the columns that are known, from the readers."""
+    seconds = audio.FRAME_SAMPLES / audio.SAMPLE_RATE
+    ours = sorted(audio.SNDFILE_SUFFIXES), sorted(audio.FFMPEG_SUFFIXES)
+    kinds = (
+        ("the file", layouts.FILES),
+        ("the text", layouts.TEXTS),
+        ("who speaks", layouts.SPEAKERS),
+        ("the language", layouts.LANGUAGES),
+        ("a part of the file, in seconds", layouts.PART),
+    )
+    return "\n".join(
+        [
+            "# Audio and data",
+            "",
+            NOTE,
+            "",
+            "What is read, from the readers themselves. How to use it stands in "
+            "[your audio](../guides/your-audio.md) and [transcribed data](../guides/transcribed-data.md).",
+            "",
+            "## Audio",
+            "",
+            f"Everything becomes mono at {audio.SAMPLE_RATE} Hz. A frame takes {1000 * seconds:g} ms and "
+            f"comes every {1000 / audio.FRAME_RATE:g} ms, {audio.FRAME_RATE} a second. Rates below "
+            f"{audio.LEAST_RATE} Hz are taken for damage.",
+            "",
+            "| Read by | Suffixes, in any case of letters |",
+            "|---|---|",
+            f"| libsndfile | {_listed(ours[0])} |",
+            f"| FFmpeg, and whatever libsndfile cannot finish | {_listed(ours[1])} |",
+            "",
+            "## Layouts of recordings with text",
+            "",
+            "The first that fits is taken.",
+            "",
+            "| Layout | What is read |",
+            "|---|---|",
+            *(f"| `{name}` | {_first(layout.read)} |" for name, layout in layouts.LAYOUTS.items()),
+            "",
+            "## Columns of tables",
+            "",
+            "Known in any case of letters. Where a table has several of a kind, the first counts.",
+            "",
+            "| Holds | Columns |",
+            "|---|---|",
+            *(f"| {holds} | {_listed(names)} |" for holds, names in kinds),
+            "",
+        ]
+    )
+
+
+def _listed(names: Any) -> str:
+    return " ".join(f"`{name}`" for name in names)
+
+
+def _first(function: Any) -> str:
+    """The first line of a reader's docstring, behind the name that it begins with."""
+    line = (inspect.getdoc(function) or "").split("\n")[0]
+    return _cell(line.partition(": ")[2])
+
+
+def run_files() -> str:
+    """What a run folder holds."""
+    rows = [f"| `{name}` | {_cell(holds)} |" for name, holds in runs.FILES.items()]
+    return "\n".join(["| File | Holds |", "|---|---|", *rows])
+
+
+# ------------------------------------------------------------------------------------- examples
+
+
+def examples_page() -> str:
+    """The scripts of docs/examples, each with what it says of itself and how it is called."""
+    lines = [
+        "# Examples",
+        "",
+        NOTE,
+        "",
+        "Short scripts to copy and change. Each runs as it stands on what is built in, and the tests run all "
+        "of them. With the environment that `make demo` makes:",
+        "",
+        "```console",
+        "$ . .venv/bin/activate",
+        "$ python docs/examples/distil.py",
+        "```",
+    ]
+    for path in sorted(EXAMPLES.glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        said = (ast.get_docstring(ast.parse(text)) or "").split("\n\n")
+        code = text.partition('"""\n')[2].strip("\n")
+        lines += ["", f"## {said[0].rstrip('.')}", "", f"[`{path.name}`]({path.name})", ""]
+        lines += [line for part in said[1:] for line in (*part.split("\n"), "")]
+        lines += ["```python", code, "```"]
+    return "\n".join([*lines, ""])
+
+
+def with_block(page: str, name: str, block: str) -> str:
+    """A page with what stands between its two markers of that name written anew."""
+    opening, closing = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, found, rest = page.partition(opening)
+    _, closed, after = rest.partition(closing)
+    if not found or not closed:
+        sys.exit(f"error: a page lacks the lines `{opening}` and `{closing}`")
+    return f"{before}{opening}\n{block}\n{closing}{after}"
 
 
 def main() -> None:

@@ -37,6 +37,7 @@ from writes import Place, Watch  # noqa: E402
 Arguments = list[str]
 MOST_SECONDS = 300.0  # that a command may take
 LEFT_SECONDS = 15.0  # after which no process of a killed command may be left
+REPORTS = ("report.html", "report.json")  # hold times, and are made again by `distilkit report`
 CLOCKS = (
     "speed.jsonl",
     ".lock",
@@ -274,6 +275,8 @@ class Bench:
         """Every file and folder below the work folder, with a digest of what it holds."""
         found = {}
         for path in sorted(self.work.rglob("*")):
+            if path.name in REPORTS:
+                continue
             name = path.relative_to(self.work).as_posix()
             if path.is_dir() or path.name in CLOCKS:
                 found[name] = ""
