@@ -101,6 +101,11 @@ FFMPEG_SUFFIXES = frozenset(
 )
 SUFFIXES = SNDFILE_SUFFIXES | FFMPEG_SUFFIXES
 HEADERLESS = {".g722": "g722"}  # suffixes whose FFmpeg format has to be named
+# FFmpeg's formats that hold sound themselves. It knows others, playlists among them, that name further files.
+FORMATS = (
+    "aac,ac3,adx,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,dts,dtshd,eac3,flac,flv,g722,gsm,iff,ircam,loas,"
+    "matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,nistsphere,ogg,oma,rm,sox,spdif,tak,tta,voc,w64,wav,wv,xwma"
+)
 SEEKABLE = frozenset({"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "OGG"})
 # What recorders write where they do not know the size: all or all but the first bits set, or nearly.
 STREAMED_SIZES = (range(0x7FFF0000, 0x80000001), range(0xFFFF0000, 0x100000000))
@@ -323,7 +328,7 @@ def _ffmpeg_frames(path: Path) -> Iterator[tuple[int, Samples]]:
     with av.open(
         f"file:{path}",
         format=HEADERLESS.get(path.suffix.lower()),
-        options={"protocol_whitelist": "file"},
+        options={"protocol_whitelist": "file", "format_whitelist": FORMATS},
     ) as container:
         if not container.streams.audio:
             raise AudioError(f"`{path}` has no audio stream")
@@ -343,12 +348,12 @@ def _ffmpeg_frames(path: Path) -> Iterator[tuple[int, Samples]]:
                         yield shape[0], np.concatenate(parts)
                     parts = []
                     shape = (frame.sample_rate, frame.layout.name, frame.format.name)
-                    resampler = av.AudioResampler(format="fltp")
+                    resampler = av.AudioResampler(format="flt")  # PyAV knows 8 planes of a frame
                 assert resampler is not None
                 frame.pts = None
                 seconds += frame.samples / frame.sample_rate
                 parts += [
-                    _mono(out.to_ndarray().T.astype(np.float32))
+                    _mono(out.to_ndarray().reshape(out.samples, -1).astype(np.float32))
                     for out in resampler.resample(frame)
                 ]
                 if shape and sum(map(len, parts)) >= shape[0]:
@@ -421,7 +426,7 @@ def live(source: BinaryIO, rate: int = SAMPLE_RATE) -> Iterator[Samples]:
         rate, channels, kind, scale = _wav_header(source)
         begin = b""
     blocks = ((rate, _mono(block_SC)) for block_SC in _pcm(source, begin, channels, kind, scale))
-    yield from _resampled(Path(NAME), blocks)
+    yield from _finite(Path(NAME), _resampled(Path(NAME), blocks))
 
 
 def _pcm(
@@ -452,7 +457,7 @@ def _wav_header(source: BinaryIO) -> tuple[int, int, str, int]:
         name, size = head[:4], int.from_bytes(head[4:], "little")
         if name == b"data" and found is not None:
             return found
-        content = source.read(min(size + size % 2, MOST_BYTES)) if name != b"data" else b""
+        content = b"" if name == b"data" else _passed(source, size + size % 2)
         if name == b"fmt " and len(content) >= 16:
             tag, channels, rate, _, _, bits = struct.unpack("<HHIIHH", content[:16])
             tag = (
@@ -467,3 +472,12 @@ def _wav_header(source: BinaryIO) -> tuple[int, int, str, int]:
                 )
             found = (rate, channels, *PCM[tag, bits])
     raise AudioError(f"{NAME} brings a WAV file that ends in its header", PIPE)
+
+
+def _passed(source: BinaryIO, size: int) -> bytes:
+    """Read so many bytes, of which the first are kept."""
+    first = source.read(min(size, MOST_BYTES))
+    left = size - len(first)
+    while left > 0 and (more := source.read(min(left, MOST_BYTES))):
+        left -= len(more)
+    return first

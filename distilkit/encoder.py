@@ -38,6 +38,7 @@ from transformers import (
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
 from distilkit.audio import SAMPLE_RATE, Samples, frames
+from distilkit.errors import DistilkitError
 from distilkit.front import LeanFront
 
 Frames = npt.NDArray[np.float32]
@@ -174,7 +175,21 @@ class Encoder:
         with torch.inference_mode():
             hidden = encode(self, wave_BS.to(self.model.device), lengths, layers)
             stacked_LBTD = torch.stack(hidden).float().cpu()
+        check_finite(stacked_LBTD)
         return [stacked_LBTD[:, i, : frames(n)].numpy() for i, n in enumerate(lengths)]
+
+
+def check_finite(computed: Tensor) -> None:
+    """Refuse what a model computes where it is no number; sound is looked at when it is decoded.
+
+    Raises:
+        DistilkitError: there are values that are not finite.
+    """
+    if not computed.isfinite().all():
+        raise DistilkitError(
+            "what the model computes is not finite numbers (NaN or inf): its weights are damaged",
+            "get the model again",
+        )
 
 
 def padded(clips: Sequence[Samples]) -> tuple[Tensor, list[int]]:

@@ -3,24 +3,24 @@
 Letters in names: B clips in a batch, S samples, T frames, L layers, D width, K tokens.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from distilkit import config
-from distilkit.audio import Samples
+from distilkit.audio import Samples, frames
 from distilkit.errors import DistilkitError
 from distilkit.hub import EXPORTED
 from distilkit.listeners import Frames, LogProbs
-from distilkit.runs import digest
+from distilkit.runs import digest, read_object
 from distilkit.tokenizers import DELIMITER, SPACE, Tokenizer
 
 MODEL = "model.onnx"
@@ -28,6 +28,7 @@ FORMAT = 1
 LOGPROBS = "logprobs"  # a recogniser's output; those of layers are `layer_0` and so on
 WAVE = "wave"  # the input, (B, S)
 INSTALL = "pip install 'distilkit[export]'"
+MOST_LAYERS = 1000
 CHOICE = "DISTILKIT_RUNTIME"  # an environment variable that names one of RUNTIMES
 COUNTING = "ORT_DISABLE_TELEMETRY"  # one of onnxruntime's: with it, it does not count its use for its maker
 
@@ -90,11 +91,41 @@ class Exported:
     def states(self, clips: Sequence[Samples], layers: Sequence[int]) -> list[Frames]:
         """Chosen layers of whole clips, (L, T, D) each, one clip at a time."""
         names = [f"layer_{layer}" for layer in layers]
-        return [np.concatenate(self.run(_one(clip), names)) for clip in clips]
+        return [np.concatenate(self._ask(clip, names, self.width)) for clip in clips]
 
     def logprobs(self, clips: Sequence[Samples]) -> list[LogProbs]:
         """Logarithms of the tokens' probabilities, (T, K) for each clip, one clip at a time."""
-        return [self.run(_one(clip), [LOGPROBS])[0][0] for clip in clips]
+        tokens = len(self.facts["tokens"])
+        return [self._ask(clip, [LOGPROBS], tokens)[0][0] for clip in clips]
+
+    def _ask(self, clip: Samples, names: Sequence[str], width: int) -> list[Given]:
+        """What the file computes of a clip, (1, T, D) each.
+
+        Raises:
+            DistilkitError: it computes nothing, or something else than export.json says.
+        """
+        try:
+            found = self.run(_one(clip), names)
+        except Exception as error:  # the runtimes raise what they like
+            said = str(error).strip().partition("\n")[0]
+            raise DistilkitError(
+                f"{self.runtime} cannot run `{self.folder / MODEL}`: {said}",
+                _again(self.facts, self.folder),
+            ) from error
+        if not all(np.isfinite(given).all() for given in found):
+            raise DistilkitError(
+                f"what `{self.folder / MODEL}` computes is not finite numbers (NaN or inf)",
+                _again(self.facts, self.folder),
+            )
+        shapes = {name: given.shape for name, given in zip(names, found, strict=True)}
+        for name, shape in shapes.items():
+            if shape != (1, frames(len(clip)), width):
+                raise DistilkitError(
+                    f"`{self.folder / MODEL}` gives `{name}` as {shape}, and {EXPORTED} says "
+                    f"{(1, frames(len(clip)), width)}",
+                    _again(self.facts, self.folder),
+                )
+        return found
 
 
 def _one(clip: Samples) -> npt.NDArray[np.float32]:
@@ -131,6 +162,44 @@ class Tokens:
 
 
 # --------------------------------------------------------------------------------------- loading
+
+
+class _Origin(BaseModel):
+    """The model that an export was made of."""
+
+    model_config = ConfigDict(extra="allow")
+    name: str
+
+
+class _Facts(BaseModel):
+    """What export.json has to say."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+    format: Literal[1]  # FORMAT
+    kind: Literal["encoder", "recogniser"]
+    made_by: str
+    precision: config.ExportPrecision
+    sha256: str
+    bytes: int
+    parameters: int
+    layers: Annotated[int, Field(ge=1, le=MOST_LAYERS)]
+    width: Annotated[int, Field(ge=1)]
+    source: _Origin
+    milliseconds: dict[str, float] = {}
+
+
+class _RecogniserFacts(_Facts):
+    """What it has to say of a recogniser too."""
+
+    tokens: Annotated[list[str], Field(min_length=1)]
+    blank: Annotated[int, Field(ge=0)]
+    text: config.Text
+
+    @model_validator(mode="after")
+    def _blank_is_a_token(self) -> "_RecogniserFacts":
+        if self.blank >= len(self.tokens):
+            raise ValueError(f"there is no token {self.blank}")
+        return self
 
 
 def load(name: str, path: Path, *, recogniser: bool = False, runtime: str = "") -> Exported:
@@ -181,23 +250,23 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         DistilkitError: it says nothing that can be read, or is of a later version.
     """
-    try:
-        facts: dict[str, Any] = json.loads((path / EXPORTED).read_text(encoding="utf-8"))
-        if facts["format"] > FORMAT:
-            raise DistilkitError(
-                f"`{path}` was exported by a later distilkit, {facts['made_by']}",
-                "pip install --upgrade distilkit",
-            )
-        wanted = {"kind", "precision", "sha256", "bytes", "parameters", "layers", "width", "source"}
-        if facts["kind"] == "recogniser":
-            wanted |= {"tokens", "blank", "text"}
-        if lost := sorted(wanted - facts.keys()):
-            raise ValueError(f"it does not say {', '.join(lost)}")
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    hint = "export the model again"
+    facts = read_object(path / EXPORTED, hint)
+    if isinstance(facts.get("format"), int) and facts["format"] > FORMAT:
         raise DistilkitError(
-            f"`{path / EXPORTED}` is damaged: {error}", "export the model again"
-        ) from error
-    return facts
+            f"`{path}` was exported by a later distilkit, {facts.get('made_by')}",
+            "pip install --upgrade distilkit",
+        )
+    try:
+        kind = _RecogniserFacts if facts.get("kind") == "recogniser" else _Facts
+        told = kind.model_validate(facts)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        lost = ", ".join(str(x["loc"][0]) for x in error.errors() if x["type"] == "missing")
+        said = f"`{'.'.join(map(str, wrong['loc']))}`: {wrong['msg'].lower()}"
+        problem = f"it does not say {lost}" if lost else said
+        raise DistilkitError(f"`{path / EXPORTED}` is damaged: {problem}", hint) from error
+    return facts | told.model_dump()
 
 
 def _again(facts: dict[str, Any], path: Path) -> str:

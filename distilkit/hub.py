@@ -53,11 +53,32 @@ def locate(name: str) -> Path:
         return BUILT_IN[name]
     try:
         path = Path(os.path.expanduser(split(name)[0]))  # expanduser of Path raises for no user
-        return _local(name, path) or download(name)
+        found = _local(name, path) or download(name)
+        return enclosed(found) if found.is_dir() else found
     except OSError as error:
         raise DistilkitError(
             f"cannot open `{name}`: {error.strerror}", "give a folder that you may read"
         ) from error
+
+
+def enclosed(folder: Path) -> Path:
+    """The folder, where no file in it is a link that leads out of it.
+
+    The hub's cache is made of links, which stay within the repository's own part of it.
+
+    Raises:
+        DistilkitError: a link leads out, to what whoever made the folder cannot know.
+    """
+    home = folder.resolve()
+    home = home.parents[1] if home.parent.name == "snapshots" else home
+    for path in sorted(folder.iterdir()):
+        target = Path(os.path.realpath(path))
+        if path.is_symlink() and not target.is_relative_to(home):
+            raise DistilkitError(
+                f"`{path}` is a link to `{target}`, outside its folder, and was not followed",
+                f"cp --remove-destination {target} {path}",
+            )
+    return folder
 
 
 def is_exported(path: Path) -> bool:

@@ -22,6 +22,7 @@ BEGIN, END, UNKNOWN = "<s>", "</s>", "<unk>"
 MARKS = frozenset((BEGIN, END, UNKNOWN))
 NEVER = -99.0  # how ARPA writes the logarithm of zero
 LONGEST_LINE = 1 << 16  # bytes
+MOST_IDLE = 1_000_000  # lines of a file that are no n-grams
 MAX_ORDER = 6
 AHEAD = 32  # letters of a word by which it is found before it ends
 FALLBACK = (0.5, 1.0, 1.5)  # discounts where counts are too few to estimate them, as KenLM's
@@ -291,6 +292,7 @@ class _Reader:
         self.declared: list[int] = []  # n-grams of each order, as the head says
         self.begun = self.ended = False
         self.size = 0  # order of the n-grams of this section
+        self.idle = 0  # lines that say nothing, or stand before or behind the n-grams
 
     def model(self) -> NGram:
         """The model, after the last line."""
@@ -307,6 +309,9 @@ class _Reader:
         if line.startswith(b"mmap lm http://kheafield.com/code"):
             raise ValueError("this is KenLM's binary form; its ARPA file is needed")
         line = line.strip()
+        self.idle += not (line and self.size)
+        if self.idle > MOST_IDLE:
+            raise ValueError(f"{MOST_IDLE} lines without an n-gram")
         if not self.begun:
             self.begun = line == b"\\data\\"
         elif self.ended or not line:

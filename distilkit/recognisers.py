@@ -4,7 +4,6 @@ Letters in names: B clips in a batch, S samples, T frames, K tokens.
 """
 
 import copy
-import json
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -27,12 +26,15 @@ from transformers import (
 
 from distilkit import config, hub, layer_mix, teachers, tokenizers
 from distilkit.audio import Samples, frames
-from distilkit.encoder import Encoder, encode, exact, front_norm, padded
+from distilkit.encoder import Encoder, check_finite, encode, exact, front_norm, padded
 from distilkit.errors import DistilkitError
 from distilkit.layer_mix import MixedHubertForCTC
 from distilkit.listeners import LogProbs
+from distilkit.runs import read_object
 from distilkit.teachers import Checkpoint, huggingface
+from distilkit.teachers.files import AGAIN
 from distilkit.teachers.weights import UNUSED, refuse
+from distilkit.teachers.weights import check_finite as check_weights
 from distilkit.tokenizers import Tokenizer
 
 Model: TypeAlias = HubertForCTC | Wav2Vec2ForCTC | WavLMForCTC | Data2VecAudioForCTC
@@ -42,7 +44,7 @@ MODELS: dict[str, type[Model]] = {
     "wavlm": WavLMForCTC,
     "data2vec-audio": Data2VecAudioForCTC,
 }
-ADAPTER = "adapter_config.json"
+ADAPTER, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BASE = "base.json"  # beside an adapter: which model it was trained on
 
 
@@ -164,8 +166,9 @@ def hear(recogniser: Recogniser, clips: Sequence[Samples], device: str) -> list[
     wave_BS, lengths = padded(clips)
     with torch.inference_mode():
         scores_BTK = logits(recogniser.model, recogniser.encoder, wave_BS.to(device), lengths)
-        found_BTK = log_softmax(scores_BTK.float(), dim=-1).cpu().numpy()
-    return [found_BTK[i, : frames(length)] for i, length in enumerate(lengths)]
+        found_BTK = log_softmax(scores_BTK.float(), dim=-1).cpu()
+    check_finite(found_BTK)
+    return [found_BTK[i, : frames(length)].numpy() for i, length in enumerate(lengths)]
 
 
 # ---------------------------------------------------------------------------------------- files
@@ -241,17 +244,58 @@ def _adapted(path: Path) -> Recogniser:
     """What an adapter makes of the model that it was trained on."""
     from peft import PeftModel
 
-    told = base_of(path)
+    told, adapters = base_of(path), _adapters(path)
     _, checkpoint = teachers.again(told, f"the adapter in `{path}` was trained on")
     settings = config.Recogniser(layers=told["layers"])
     made = build(checkpoint, tokenizers.load(path), settings)
     try:
         with quiet_peft():
-            merged = PeftModel.from_pretrained(made.model, path).merge_and_unload()
-    except Exception as error:  # of peft, safetensors and JSON alike
+            merged = PeftModel.from_pretrained(made.model, path, config=adapters).merge_and_unload()
+            check_weights(path, merged.state_dict())
+    except DistilkitError:
+        raise
+    except Exception as error:  # of peft, safetensors and torch alike
         reason = str(error).strip().split("\n")[0]
         raise DistilkitError(f"the adapter in `{path}` cannot be loaded: {reason}") from error
     return Recogniser(model=merged.eval(), tokenizer=made.tokenizer, normalise=made.normalise)
+
+
+def _adapters(path: Path) -> Any:
+    """The settings of adapters as fine-tuning writes them.
+
+    peft knows many more, among them modules to import and files to open, wherever they are.
+
+    Raises:
+        DistilkitError: no adapters, damaged settings, or others than those.
+    """
+    from peft import LoraConfig
+
+    if not (path / WEIGHTS).is_file():  # peft would ask the hub
+        raise DistilkitError(f"`{path}` holds no {WEIGHTS}", AGAIN)
+    told = read_object(path / ADAPTER, AGAIN)
+    try:
+        if told.get("peft_type") != "LORA":
+            raise ValueError(f"`peft_type` is `{told.get('peft_type')}`")
+        known = config.Lora(
+            rank=told["r"], alpha=told["lora_alpha"], targets=told["target_modules"]
+        )
+        whole = told.get("modules_to_save") or []
+        if not isinstance(whole, list) or not all(isinstance(name, str) for name in whole):
+            raise ValueError("`modules_to_save` is not a list of names")
+        return LoraConfig(
+            r=known.rank,
+            lora_alpha=known.alpha,
+            target_modules=list(known.targets),
+            modules_to_save=whole,
+            bias="lora_only" if told.get("bias") == "lora_only" else "none",
+            inference_mode=True,
+        )
+    except (ValueError, LookupError, TypeError) as error:
+        said = " ".join(str(error).partition(" [type=")[0].split())
+        raise DistilkitError(
+            f"`{path / ADAPTER}` is not as fine-tuning writes it: {said}",
+            "merge the adapter into its model with peft's `merge_and_unload` and save that",
+        ) from error
 
 
 @contextmanager
@@ -268,14 +312,14 @@ def base_of(adapter: Path) -> dict[str, Any]:
     Raises:
         DistilkitError: the adapter does not say.
     """
-    try:
-        told: dict[str, Any] = json.loads((adapter / BASE).read_text(encoding="utf-8"))
-        return {key: told[key] for key in ("name", "source", "fingerprint", "layers")}
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    told = read_object(adapter / BASE) if (adapter / BASE).is_file() else {}
+    found = {key: told.get(key) for key in ("name", "source", "fingerprint", "layers")}
+    if not all(isinstance(value, str) for value in found.values()):
         raise DistilkitError(
             f"`{adapter}` holds an adapter, but no {BASE} that names its model",
             "merge it into its model with peft's `merge_and_unload` and save that",
-        ) from error
+        )
+    return found
 
 
 def save(recogniser: Recogniser, folder: Path, card: str) -> None:

@@ -119,6 +119,33 @@ def write_text(path: Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8")
 
 
+def parse_json(text: str) -> Any:
+    """What JSON says.
+
+    Raises:
+        ValueError: it is not JSON, or nested deeper than anything that was written in good faith.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("brackets within brackets without end") from error
+
+
+def read_object(path: Path, hint: str | None = None) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        DistilkitError: it cannot be read, is not JSON, or holds something else.
+    """
+    try:
+        found = parse_json(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("not a JSON object")
+    except (OSError, ValueError) as error:
+        raise DistilkitError(f"`{path}` is damaged: {error}", hint) from error
+    return found
+
+
 def append_line(path: Path, line: str) -> None:
     """Add a line to a text file.
 
@@ -250,17 +277,11 @@ class Run:
             DistilkitError: there is no run, or its file is damaged.
         """
         path = self.folder / "run.json"
-        try:
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
+        if not path.is_file():
             raise DistilkitError(
                 f"`{self.folder}` holds no run", "distilkit distill AUDIO --out DIR"
-            ) from error
-        except ValueError as error:
-            raise DistilkitError(
-                f"`{path}` is damaged: {error}", "start again with a new --out"
-            ) from error
-        return content
+            )
+        return read_object(path, "start again with a new --out")
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """Add one line to a JSON-lines file of the run.
@@ -271,12 +292,28 @@ class Run:
         append_line(self.folder / name, json.dumps(row))
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """The lines of a JSON-lines file of the run; a half-written last line is left out."""
+        """The lines of a JSON-lines file of the run; a half-written last line is left out.
+
+        Raises:
+            DistilkitError: another line is damaged.
+        """
         path = self.folder / name
         if not path.is_file():
             return []
-        lines = path.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1]]
+        lines = path.read_bytes().split(b"\n")[:-1]
+        found = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = parse_json(line.decode("utf-8"))
+                if not isinstance(row, dict) or not isinstance(row.get("step", 0), int):
+                    raise ValueError("not what is logged of a step")
+            except ValueError as error:
+                raise DistilkitError(
+                    f"`{path}` is damaged: line {number}: {error}",
+                    f"remove that line: sed -i {number}d {path}",
+                ) from error
+            found.append(row)
+        return found
 
     def rewind(self, step: int) -> None:
         """Forget what was logged after optimizer step `step`, and all that was left half-written.
@@ -301,8 +338,9 @@ class Run:
             beside.mkdir()
             whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
             save_file(whole, beside / CHECKPOINT_TENSORS)
-            sums = {"step": step, "sha256": digest(beside / CHECKPOINT_TENSORS)}
-            (beside / CHECKPOINT_STATE).write_text(json.dumps({**state, **sums}))
+            told = {**state, "step": step}
+            told["sha256"] = _sum(told, beside / CHECKPOINT_TENSORS)
+            (beside / CHECKPOINT_STATE).write_text(json.dumps(told))
         for older in self._checkpoints()[:-CHECKPOINTS]:
             discard(older)
 
@@ -360,20 +398,27 @@ def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
+def _sum(state: Mapping[str, Any], tensors: Path) -> str:
+    """The digest of all that a checkpoint holds."""
+    text = json.dumps(state, sort_keys=True) + digest(tensors)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _state(checkpoint: Path) -> dict[str, Any]:
-    state = json.loads((checkpoint / CHECKPOINT_STATE).read_text())
+    state = read_object(checkpoint / CHECKPOINT_STATE)
     return {name: value for name, value in state.items() if name != "sha256"}
 
 
 def _is_whole(checkpoint: Path) -> bool:
     """Whether a checkpoint's files are what was written."""
     try:
-        said = json.loads((checkpoint / CHECKPOINT_STATE).read_text())
+        said = read_object(checkpoint / CHECKPOINT_STATE)
+        promised = said.pop("sha256")
         return bool(
             said["step"] == _step(checkpoint)
-            and said["sha256"] == digest(checkpoint / CHECKPOINT_TENSORS)
+            and promised == _sum(said, checkpoint / CHECKPOINT_TENSORS)
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, KeyError, DistilkitError):
         return False
 
 

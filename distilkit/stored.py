@@ -37,7 +37,7 @@ from distilkit.audio import SAMPLE_RATE, frames
 from distilkit.batches import Batch, load, out_of_memory
 from distilkit.errors import DistilkitError
 from distilkit.listeners import in_order
-from distilkit.runs import make_parent, replacing
+from distilkit.runs import make_parent, parse_json, read_object, replacing
 from distilkit.targets import Targets
 
 FORMAT = 1  # of the folder
@@ -105,14 +105,9 @@ class Store:
             make_parent(path)
             with replacing(path) as beside:
                 beside.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DistilkitError(f"`{path}` is damaged: {error}", _anew(folder)) from error
+        found = read_object(path, _anew(folder))
         if found != said:
-            differ = [
-                key for key in said if not isinstance(found, dict) or found.get(key) != said[key]
-            ]
+            differ = [key for key in said if found.get(key) != said[key]]
             raise DistilkitError(
                 f"`{folder}` holds targets of something else: `{differ[0] if differ else 'more'}` differs",
                 _anew(folder),
@@ -158,7 +153,9 @@ class Store:
                 "put it back, or start a new run with another --out",
             )
         data = self._bytes(place)
-        if len(data) < place.size or key not in self._right and zlib.crc32(data) != place.kept:
+        right = len(data) == frames(cut.num_samples) * self.kept.bytes_per_frame
+        right = right and len(place.powers) == len(self.kept.widths)
+        if not right or key not in self._right and zlib.crc32(data) != place.kept:
             raise DistilkitError(
                 f"the stored targets `{self.folder / place.part}.bin` are damaged",
                 _anew(self.folder),
@@ -361,7 +358,7 @@ def _read_journal(path: Path) -> dict[str, Place]:
     found: dict[str, Place] = {}
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
         with suppress(ValueError, KeyError, TypeError):  # a damaged line's window is computed anew
-            row = json.loads(line)
+            row = parse_json(line)
             place = Place(
                 part=path.stem,
                 at=int(row["at"]),
@@ -370,7 +367,7 @@ def _read_journal(path: Path) -> dict[str, Place]:
                 kept=int(row["kept"]),
                 wave=int(row["wave"]),
             )
-            if place.at + place.size <= there:
+            if 0 <= place.at <= place.at + place.size <= there:
                 found[str(row["window"])] = place
     return found
 

@@ -18,6 +18,7 @@ from typing import Any
 from distilkit import config, leftovers
 from distilkit.audio import SAMPLE_RATE
 from distilkit.errors import DistilkitError
+from distilkit.hub import enclosed
 
 PAD, UNKNOWN = "<pad>", "<unk>"  # ids 0 and 1 of every tokenizer that is made here
 DELIMITER = "|"  # ends a word, in tokenizers of characters
@@ -456,6 +457,7 @@ def load(folder: Path) -> Tokenizer:
         raise DistilkitError(f"no tokenizer in `{folder}`: no such folder", HINT)
     if not any((folder / name).is_file() for name in FILES):
         raise DistilkitError(f"no tokenizer in `{folder}`: none of {', '.join(FILES)}", HINT)
+    enclosed(folder)
     try:
         stock = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False

@@ -334,11 +334,41 @@ def test_chained_ogg_is_read_to_its_end(tmp_path: Path) -> None:
     assert abs(len(load(path)) - 32000) < 700
 
 
-def test_a_playlist_opens_nothing_else(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content",
+    ["#EXTM3U\n#EXTINF:1,\n{}/b.mp3\n#EXT-X-ENDLIST\n", "ffconcat version 1.0\nfile b.mp3\n"],
+)
+def test_a_playlist_opens_nothing_else(tmp_path: Path, content: str) -> None:
     write(tmp_path / "b.mp3", tone(1))
-    (tmp_path / "a.mp3").write_text(f"#EXTM3U\n#EXTINF:1,\n{tmp_path}/b.mp3\n#EXT-X-ENDLIST\n")
+    (tmp_path / "a.mp3").write_text(content.format(tmp_path))
     with pytest.raises(AudioError):
         load(tmp_path / "a.mp3")
+
+
+def test_the_formats_that_ffmpeg_may_read_are_known_to_it() -> None:
+    known = {name for names in av.formats_available for name in names.split(",")}
+    assert set(audio.FORMATS.split(",")) <= known
+    assert not set(audio.FORMATS.split(",")) & {
+        "hls",
+        "concat",
+        "dash",
+        "sdp",
+        "rtsp",
+        "lavfi",
+        "image2",
+    }
+
+
+def test_more_channels_than_a_frame_has_planes(tmp_path: Path) -> None:
+    """PyAV hands out the memory of eight; a ninth ended the process."""
+    wave = np.stack([tone(1)[:, 0] * (n + 1) / 16 for n in range(16)], axis=1)
+    with av.open(str(tmp_path / "a.mkv"), "w") as out:
+        stream = out.add_stream("pcm_f32le", rate=16000, layout="16 channels")
+        frame = av.AudioFrame.from_ndarray(wave.reshape(1, -1), format="flt", layout="16 channels")
+        frame.sample_rate = 16000
+        out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    np.testing.assert_allclose(load(tmp_path / "a.mkv"), wave.mean(1), atol=1e-6)
 
 
 # ------------------------------------------------------------------------------ damaged, odd
@@ -578,7 +608,17 @@ def test_a_live_wav_file_that_does_not_know_its_length(tmp_path: Path) -> None:
     start = content.index(b"data")
     content[4:8] = content[start + 4 : start + 8] = b"\xff\xff\xff\xff"
     content[start:start] = b"LIST\x05\x00\x00\x00abcde\x00"
+    # A chunk longer than is read at once, with what looks like a chunk in it.
+    content[start:start] = b"LIST" + struct.pack("<I", 200_000) + b"data\x08\0\0\0" * 25_000
     np.testing.assert_array_equal(piped(bytes(content)), audio.load(tmp_path / "a.wav"))
+
+
+def test_live_values_that_are_not_numbers(tmp_path: Path) -> None:
+    wave = voice(1.0, 1)
+    wave[8000] = np.nan
+    soundfile.write(tmp_path / "a.wav", wave, 16_000, "FLOAT")
+    with pytest.raises(AudioError, match="standard input` holds values that are not finite"):
+        piped((tmp_path / "a.wav").read_bytes())
 
 
 def test_live_samples_of_another_rate() -> None:

@@ -177,3 +177,16 @@ def test_new_settings_read_back_equal(tmp_path: Path) -> None:
     assert recipe.objective.codebook == 'a "b" ä'
     (tmp_path / "copy.toml").write_text(config.dump_recipe(recipe), encoding="utf-8")
     assert config.load_recipe(str(tmp_path / "copy.toml")) == recipe
+
+
+@pytest.mark.parametrize(
+    "value", ["inf", "nan", "[inf, 1.0]", "[" * 3000, "9" * 5000, "1979-05-27"]
+)
+def test_values_that_no_setting_can_have(value: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    for key in ("learning_rate", "steps", "betas"):
+        path.write_text(f"[train]\n{key} = {value}\n")
+        with pytest.raises(DistilkitError, match=rf"is not valid TOML|`train\.{key}` cannot be"):
+            config.load_recipe(str(path))
+        with pytest.raises(DistilkitError, match=rf"`train\.{key}` cannot be"):
+            config.load_recipe("smoke", [f"train.{key}={value}"])

@@ -401,9 +401,46 @@ def test_the_model_under_an_adapter_must_be_the_same(
     (tmp_path / "adapter" / "base.json").write_text(json.dumps({**told, "source": str(other)}))
     with pytest.raises(DistilkitError, match="is not the one that the adapter"):
         recognisers.load(str(tmp_path / "adapter"))
+    for text in ('{"name": ["a"]}', "[" * 100_000, "[]"):
+        (tmp_path / "adapter" / "base.json").write_text(text)
+        with pytest.raises(DistilkitError, match=r"no base.json that names its model|is damaged"):
+            recognisers.load(str(tmp_path / "adapter"))
     (tmp_path / "adapter" / "base.json").unlink()
     with pytest.raises(DistilkitError, match=r"no base.json that names its model"):
         recognisers.load(str(tmp_path / "adapter"))
+
+
+def test_settings_of_adapters_import_no_modules_and_open_no_files(
+    adapted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "evil_module.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapted / "adapter", folder)
+    told = json.loads((folder / "adapter_config.json").read_text())
+    evil = {
+        "megatron_config": {"a": 1},
+        "megatron_core": "evil_module",
+        "corda_config": {"cache_file": "/etc/passwd"},
+        "auto_mapping": {"base_model_class": "A", "parent_library": "evil_module"},
+        "base_model_name_or_path": "evil/model",
+        "revision": "main",
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(told | evil))
+    clip = voice(1.0, 5)
+    (wanted,) = recognisers.load(str(adapted / "adapter")).logprobs([clip])
+    (got,) = recognisers.load(str(folder)).logprobs([clip])
+    np.testing.assert_array_equal(got, wanted)
+    assert not (tmp_path / "ran").exists()
+    for wrong in (
+        {"peft_type": "IA3"}, {"r": 10**9}, {"r": "a"}, {"target_modules": "(a+)+$"}, {"modules_to_save": 7}, {"lora_alpha": -1},
+    ):  # fmt: skip
+        (folder / "adapter_config.json").write_text(json.dumps(told | wrong))
+        with pytest.raises(DistilkitError, match="is not as fine-tuning writes it: "):
+            recognisers.load(str(folder))
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(DistilkitError, match=r"holds no adapter_model.safetensors"):
+        recognisers.load(str(folder))  # peft would ask the hub for it
 
 
 # ---------------------------------------------------------------------------------------- a run

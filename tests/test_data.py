@@ -2,12 +2,14 @@
 
 import contextlib
 import gzip
+import inspect
 import io
 import json
 import os
 import resource
 import shutil
 import signal
+import sys
 import tarfile
 import tempfile
 import tracemalloc
@@ -24,6 +26,7 @@ from lhotse import AudioSource, CutSet, MonoCut, Recording, RecordingSet
 
 from distilkit import data
 from distilkit.audio import SAMPLE_RATE, decode, load
+from distilkit.batches import load as load_batch
 from distilkit.config import Data
 from distilkit.data import Clip, Collection, Skipped, archives, collect, find, scan, split
 from distilkit.data.scan import _Measure, cache_folder
@@ -281,25 +284,55 @@ def test_commands_in_manifests_are_never_run(folder: Path) -> None:
     assert not (folder / "ran").exists()
 
 
+NO_MANIFEST = "is not a lhotse manifest of recordings or cuts"
+
+
 @pytest.mark.parametrize(
-    "content",
+    ("content", "said"),
     [
-        b'{"audio": "x.wav", "text": "hello"}\n',
-        b"not json\n",
-        b"[1, 2]\n",
-        b'"text"\n',
-        b'{"sources": [{"type": "file"}]}\n',
-        b'{"sources": [{"type": "file", "source": 3}]}\n',
-        b'{"sources": [{"type": "file", "source": "a\\u0000.wav"}]}\n',
-        b"\xff\xfe\x00",
-        gzip.compress(b'{"sources": []}\n' * 1000, mtime=0)[:-20],
+        (b'{"audio": "x.wav", "text": "hello"}\n', NO_MANIFEST),
+        (b"not json\n", "is not JSON lines: line 1: Expecting value"),
+        (b"[1, 2]\n", "is not JSON lines: line 1 is not an object"),
+        (b'{}\n"text"\n', "is not a lhotse manifest|line 2 is not an object"),
+        (b"[" * 100_000, "is not JSON lines: line 1: brackets within brackets without end"),
+        (b'{"sources": [{"type": "file"}]}\n', NO_MANIFEST),
+        (b'{"sources": [{"type": "file", "source": 3}]}\n', NO_MANIFEST),
+        (b'{"sources": [{"type": "file", "source": "a\\u0000.wav"}]}\n', NO_MANIFEST),
+        (b"\xff\xfe\x00", "is not UTF-8: byte 0"),
+        (
+            gzip.compress(b'{"sources": []}\n' * 1000, mtime=0)[:-20],
+            "cannot be read: Compressed file ended",
+        ),
     ],
 )
-def test_what_is_not_a_manifest(folder: Path, content: bytes) -> None:
+def test_what_is_not_a_manifest(folder: Path, content: bytes, said: str) -> None:
     path = folder / ("m.jsonl.gz" if content[:2] == b"\x1f\x8b" else "m.jsonl")
     path.write_bytes(content)
-    with pytest.raises(DistilkitError, match="is not a lhotse manifest of recordings or cuts"):
+    with pytest.raises(DistilkitError, match=said):
         collect([path], SETTINGS)
+
+
+def test_a_gzip_bomb_is_refused_before_it_fills_the_memory(folder: Path) -> None:
+    path = folder / "m.jsonl.gz"
+    path.write_bytes(gzip.compress(b"\n" * (1 << 24), 9) * 5)  # 80 MiB from 80 KiB
+    with pytest.raises(DistilkitError, match="unpacks to more than 64 MiB"):
+        collect([path], SETTINGS)
+
+
+def test_folders_within_folders_without_end(folder: Path, speech: Path) -> None:
+    """A system allows 2,000 of them, Python 1,000 calls within one another; here both are fewer."""
+    deep = folder
+    for _ in range(200):
+        deep = deep / "a"
+        deep.mkdir()
+    shutil.copyfile(speech / "a" / "clip00.flac", deep / "b.flac")
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 100)
+    try:
+        found = [item for item in find([folder]) if item.path.name == "b.flac"]
+    finally:
+        sys.setrecursionlimit(before)
+    assert len(found) == 1
 
 
 # ------------------------------------------------------------------------------------- archives
@@ -785,6 +818,37 @@ def test_the_held_out_minutes_are_bounded() -> None:
 
 
 # ------------------------------------------------------------------------------------- on disk
+
+
+@pytest.mark.parametrize("kind", ["command", "url", "memory", "file"])
+def test_windows_name_files_and_nothing_else(speech: Path, tmp_path: Path, kind: str) -> None:
+    """A run that somebody else made is a folder like any other: lhotse would run the command."""
+    path, script = tmp_path / "windows.jsonl.gz", tmp_path / "script"
+    script.write_text(f"#!/bin/sh\ntouch {tmp_path / 'ran'}\n")
+    script.chmod(0o755)
+    path.write_bytes(data.dump_windows(collect([speech], SETTINGS)))
+    rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    rows[0]["recording"]["sources"][0] |= {"type": kind, "source": str(script)}
+    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    if kind == "file":
+        train, valid = data.load_windows(path)
+        with pytest.raises(DistilkitError, match="can no longer be read"):
+            load_batch([cut for cut in train + valid if cut.id == rows[0]["id"]])
+    else:
+        with pytest.raises(
+            DistilkitError, match="is damaged: a window whose sound is not in a file"
+        ):
+            data.load_windows(path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("line", ["{}", '{"recording": {"sources": 3}}', "[]", "[" * 100_000, "{"])
+def test_windows_that_are_damaged(speech: Path, tmp_path: Path, line: str) -> None:
+    path = tmp_path / "windows.jsonl.gz"
+    whole = gzip.decompress(data.dump_windows(collect([speech], SETTINGS)))
+    path.write_bytes(gzip.compress(whole + line.encode() + b"\n"))
+    with pytest.raises(DistilkitError, match="is damaged|is not JSON lines"):
+        data.load_windows(path)
 
 
 def test_windows_survive_the_disk(folder: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from distilkit.encoder import Encoder, exact
 from distilkit.errors import DistilkitError
 from distilkit.export import export, mobile, verify, weights
 from distilkit.export.graph import Graph, to_onnx
+from distilkit.hub import locate
 from distilkit.runs import digest
 from distilkit.students import save
 from distilkit.transcribe import transcribe
@@ -330,6 +331,15 @@ def test_texts_give_both_error_rates(
     assert "Words wrong with onnxruntime" in (tmp_path / "out" / "README.md").read_text()
 
 
+LIES: dict[str, dict[str, object]] = {
+    "no number": {"layers": "two"},
+    "no layers": {"layers": 10**9},
+    "no source": {"source": "base"},
+    "no times": {"milliseconds": [1, 2]},
+    "another kind": {"kind": "decoder"},
+}
+
+
 def broken(folder: Path, how: str) -> None:
     model, facts = folder / "model.onnx", folder / "export.json"
     if how == "damaged":
@@ -346,6 +356,10 @@ def broken(folder: Path, how: str) -> None:
         facts.write_text(json.dumps(told))
     elif how == "torn":
         facts.write_text(facts.read_text()[:50])
+    elif how == "deep":
+        facts.write_text("[" * 100_000)
+    elif how in LIES:
+        facts.write_text(json.dumps(json.loads(facts.read_text()) | LIES[how]))
     elif how == "rubbish":
         model.write_bytes(b"rubbish")
         told = json.loads(facts.read_text()) | {"sha256": digest(model)}
@@ -360,6 +374,12 @@ def broken(folder: Path, how: str) -> None:
         ("later", "was exported by a later distilkit", "pip install --upgrade"),
         ("short", "is damaged: it does not say width", "again"),
         ("torn", "is damaged", "again"),
+        ("deep", "is damaged: brackets within brackets", "again"),
+        ("no number", "is damaged: `layers`: input should be a valid integer", "again"),
+        ("no layers", "is damaged: `layers`: input should be less than or equal to 1000", "again"),
+        ("no source", "is damaged: `source`: input should be a valid dictionary", "again"),
+        ("no times", "is damaged: `milliseconds`: input should be a valid dictionary", "again"),
+        ("another kind", "is damaged: `kind`: input should be 'encoder' or 'recogniser'", "again"),
         ("rubbish", "onnxruntime cannot load", "pip install"),
     ],
 )
@@ -370,6 +390,82 @@ def test_a_broken_folder(how: str, said: str, hint: str, exports: Path, tmp_path
         exported.load("x", tmp_path / "x", runtime="onnxruntime")
     assert told.value.hint is not None
     assert __import__("re").search(hint, told.value.hint)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_model_that_is_not_what_is_said_of_it(
+    exports: Path, tmp_path: Path, runtime: str
+) -> None:
+    """The digest is right: whoever made the folder made both."""
+
+    def changed(
+        graph: Callable[[onnx.ModelProto], object] = bool, **facts: object
+    ) -> exported.Exported:
+        folder = tmp_path / f"x{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(exports / "hears", folder)
+        model = onnx.load(folder / "model.onnx")
+        graph(model)
+        (folder / "model.onnx").write_bytes(model.SerializeToString())
+        told = json.loads((folder / "export.json").read_text()) | facts
+        told["sha256"] = digest(folder / "model.onnx")
+        (folder / "export.json").write_text(json.dumps(told))
+        return exported.load("x", folder, runtime=runtime)
+
+    clip = CLIPS[2]
+    assert changed().logprobs([clip])
+    with pytest.raises(
+        DistilkitError, match=r"gives `layer_1` as \(1, 24, 32\), and export.json says"
+    ):
+        changed(width=33).states([clip], [1])
+    with pytest.raises(DistilkitError, match="gives `logprobs` as"):
+        changed(tokens=["<pad>", "a"], blank=0).logprobs([clip])
+    with pytest.raises(DistilkitError, match="cannot run `.*model.onnx`: "):
+        changed(lambda model: model.graph.output.pop(0)).states([clip], [0])
+    with pytest.raises(DistilkitError, match="computes is not finite numbers"):
+        changed(unsound).logprobs([clip])
+    for wrong in (
+        {"blank": 99},
+        {"tokens": [1]},
+        {"tokens": []},
+        {"text": {"case": "odd"}},
+        {"text": []},
+    ):
+        with pytest.raises(DistilkitError, match="is damaged: "):
+            changed(**wrong)
+
+
+def unsound(model: onnx.ModelProto) -> None:
+    """A bias of the head that is no number."""
+    for tensor in model.graph.initializer:
+        if "lm_head" in tensor.name or "logits" in tensor.name:
+            values = onnx.numpy_helper.to_array(tensor) * np.float32("nan")
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("name", ["inside", "../outside", "{}/outside", "link"])
+def test_weights_outside_the_folder_are_not_read(
+    exports: Path, tmp_path: Path, runtime: str, name: str
+) -> None:
+    shutil.copytree(exports / "base", tmp_path / "x")
+    model = onnx.load(tmp_path / "x" / "model.onnx")
+    tensor = max(model.graph.initializer, key=lambda each: len(each.raw_data))
+    (tmp_path / "outside").write_bytes(tensor.raw_data)
+    (tmp_path / "x" / "inside").write_bytes(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=name.format(tmp_path))
+    (tmp_path / "x" / "model.onnx").write_bytes(model.SerializeToString())
+    told = json.loads((tmp_path / "x" / "export.json").read_text())
+    told["sha256"] = digest(tmp_path / "x" / "model.onnx")
+    (tmp_path / "x" / "export.json").write_text(json.dumps(told))
+    if name == "inside":  # or the others would show nothing
+        assert models.encoder(str(tmp_path / "x")).listener.states([CLIPS[2]], [0])
+        return
+    if name == "link":
+        (tmp_path / "x" / "link").symlink_to(tmp_path / "outside")
+    with pytest.raises(DistilkitError, match="cannot load|outside its folder"):
+        exported.load("x", locate(str(tmp_path / "x")), runtime=runtime)
 
 
 def test_a_swapped_file(exports: Path, tmp_path: Path) -> None:

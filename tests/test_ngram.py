@@ -304,6 +304,7 @@ DAMAGED = {
     "long": (ARPA.replace("<unk>", "x" * (1 << 16)), 6, "the line is too long"),
     "latin-1": (ARPA.replace("<unk>", "é").encode("latin-1"), 6, "can't decode byte 0xe9"),
     "kenlm's binary": (b"mmap lm http://kheafield.com/code format version 5\n\0\1", 1, "KenLM's binary form"),
+    "nothing but lines": (b"\n" * 1_000_002, 1_000_001, "1000000 lines without an n-gram"),
     "gzip cut": (gzip.compress(ARPA.encode())[:14], 0, "Compressed file ended"),
     "gzip damaged": (gzip.compress(b"")[:10] + b"\xff" * 30, 0, "Error -3"),
     "gzip checksum": (gzip.compress(ARPA.encode())[:-8] + b"\0" * 8, 20, "CRC check failed"),

@@ -244,3 +244,23 @@ def test_nothing_can_be_written_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(DistilkitError, match="cannot write"):
         write_text(tmp_path / "file" / "below", "y")
+
+
+def test_a_damaged_line_of_a_log_is_named(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"ste')
+    assert run.rows("metrics.jsonl") == [{"step": 1}, {"step": 2}]
+    for line in ('{"step": 2', "[1]", '{"step": "a"}', "[" * 100_000, "\udcff"):
+        text = f'{{"step": 1}}\n{line}\n'
+        (tmp_path / "metrics.jsonl").write_text(text, encoding="utf-8", errors="surrogateescape")
+        with pytest.raises(DistilkitError, match=r"metrics.jsonl` is damaged: line 2: ") as caught:
+            run.rows("metrics.jsonl")
+        assert caught.value.hint == f"remove that line: sed -i 2d {tmp_path / 'metrics.jsonl'}"
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "", "\x00"])
+def test_a_description_that_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(DistilkitError, match=r"run.json` is damaged: ") as caught:
+        Run(tmp_path).read()
+    assert caught.value.hint == "start again with a new --out"

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -285,8 +286,36 @@ def test_a_damaged_journal_costs_its_lines_only(
     lines[2] = lines[2][:30]
     lines[4] = json.dumps({"window": "x"})
     lines[6] = "null"
+    lines[7] = "[" * 100_000
+    lies = {"at": -(10**18), "size": 10**18}
+    lines[8] = json.dumps(json.loads(lines[8]) | lies)
     journal.write_bytes(("\n".join(lines) + "\n").encode() + b"\xff\xfe\n")
-    assert len(Store(tmp_path, WHAT).missing(windows)) == 3
+    assert len(Store(tmp_path, WHAT).missing(windows)) == 5
+
+
+@pytest.mark.parametrize("lie", [{"size": 7}, {"size": 0}, {"powers": []}, {"at": 1}])
+def test_a_journal_that_lies_is_one_error(
+    windows: list[MonoCut], live: LiveTargets, tmp_path: Path, lie: dict[str, object]
+) -> None:
+    filled(tmp_path, windows, live)
+    journal = tmp_path / "part-0.jsonl"
+    lines = journal.read_text().splitlines()
+    row = json.loads(lines[0]) | lie
+    data = (tmp_path / "part-0.bin").read_bytes()[row["at"] : row["at"] + row["size"]]
+    row["kept"] = zlib.crc32(data)
+    journal.write_text("\n".join([json.dumps(row), *lines[1:]]) + "\n")
+    store = Store(tmp_path, WHAT)
+    if lie == {"at": 1}:  # bytes of the right number, and nothing says that they are others
+        store.read(windows[0])
+        return
+    refused = []
+    for cut in windows:
+        try:
+            store.read(cut)
+        except DistilkitError as error:
+            refused.append(error.problem)
+    assert len(refused) == 1
+    assert "part-0.bin` are damaged" in refused[0]
 
 
 def test_changed_sound_is_noticed_and_a_new_name_is_not(

@@ -401,12 +401,12 @@ REFUSED: dict[str, tuple[Edit, str, str]] = {
     ),
     "a truncated pickle": (
         both(pickled(lambda t: t), lambda f: os.truncate(f / "pytorch_model.bin", 3_000)),
-        "`FOLDER` cannot be loaded: PytorchStreamReader failed reading zip archive",
+        "the settings in `FOLDER` are of a model with 111,632 weights, and its files hold 3,000 bytes",
         AGAIN,
     ),
     "a shard gone": (
         both(sharded, lambda f: sorted(f.glob("model-*"))[1].unlink()),
-        "`FOLDER` cannot be loaded: No such file or directory: FOLDER/model-00002-of-",
+        "`FOLDER/model-00002-of-00010.safetensors` is gone",
         AGAIN,
     ),
     "no weights": (
@@ -430,7 +430,7 @@ REFUSED: dict[str, tuple[Edit, str, str]] = {
         configure(conv_dim=[16] * 6), "`FOLDER/config.json` is not valid: ", AGAIN,
     ),
     "heads that do not fit": (
-        configure(num_attention_heads=5), "`FOLDER` cannot be loaded: embed_dim must be divisible by num_heads", AGAIN,
+        configure(num_attention_heads=5), "the settings in `FOLDER` do not fit: embed_dim must be divisible by num_heads", AGAIN,
     ),
     "other frames": (
         configure(conv_stride=[5, 2, 2, 2, 2, 2, 1]),
@@ -456,6 +456,39 @@ REFUSED: dict[str, tuple[Edit, str, str]] = {
         "`do_normalize` of `FOLDER` cannot be `false`",
         "write true or false there",
     ),
+    "a size that would fill the memory": (
+        configure(hidden_size=60_000, intermediate_size=60_000),
+        "the settings in `FOLDER` are of a model with 273,608,464,336 weights, and its files hold ",
+        AGAIN,
+    ),
+    "a million layers": (
+        configure(num_hidden_layers=10**6),
+        "the settings in `FOLDER` do not fit: 1000000 layers and 7 convolutions",
+        AGAIN,
+    ),
+    "brackets without end": (
+        text("config.json", "[" * 100_000),
+        "`FOLDER/config.json` is damaged: brackets within brackets without end",
+        AGAIN,
+    ),
+    "weights that are not finite": (
+        weights(lambda t: t | {f"{Q_PROJ}.bias": torch.full((32,), torch.inf)}),
+        f"weights in `FOLDER` are not finite numbers (NaN or inf): `{Q_PROJ}.bias`",
+        AGAIN,
+    ),
+    "a shard outside": (
+        both(
+            sharded,
+            lambda f: write(f / "model.safetensors.index.json", {"metadata": {}, "weight_map": {"a": "../b.safetensors"}}),
+        ),
+        "`FOLDER/model.safetensors.index.json` names files that are not in its folder, or none",
+        AGAIN,
+    ),
+    "a link out of the folder": (
+        lambda f: (f / "vocab.json").symlink_to("/etc/passwd"),
+        "`FOLDER/vocab.json` is a link to `/etc/passwd`, outside its folder, and was not followed",
+        "cp --remove-destination /etc/passwd FOLDER/vocab.json",
+    ),
     "convolutions behind the encoder": (
         configure(model_type="wav2vec2", add_adapter=True),
         "`FOLDER` is a wav2vec 2.0 with convolutions behind it (`add_adapter`): its frames are longer",
@@ -475,7 +508,37 @@ def test_what_is_refused_says_why(edited: Callable[[Edit], Path], name: str) -> 
     folder = edited(edit)
     said, hinted = refused(folder)
     assert said.startswith(problem.replace("FOLDER", str(folder)))
-    assert hinted.startswith(hint)
+    assert hinted.startswith(hint.replace("FOLDER", str(folder)))
+
+
+def test_only_settings_of_the_model_are_taken(edited: Callable[[Edit], Path], plain: Path) -> None:
+    """Not code to import, kernels to fetch from a hub, or a way to quantise."""
+    evil = {
+        "auto_map": {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"},
+        "quantization_config": {"quant_method": "gptq", "bits": 4},
+        "_attn_implementation": "evil/kernel",
+        "attn_implementation": "evil/kernel",
+        "output_hidden_states": True,
+        "return_dict": False,
+        "dtype": "float16",
+    }
+    folder = edited(configure(**evil))
+    (folder / "evil.py").write_text("raise SystemExit('ran')\n")
+    encoder, _ = teachers.load(str(folder))
+    assert type(encoder.model).__module__.startswith("transformers.")
+    assert not set(evil) & set(encoder.model.config.to_diff_dict()) - {"dtype"}
+    assert fingerprint(encoder.model) == fingerprint(teachers.load(str(plain))[0].model)
+    assert torch.equal(outputs(encoder.model), outputs(teachers.load(str(plain))[0].model))
+
+
+def test_links_as_the_hubs_cache_has_them_are_followed(plain: Path, tmp_path: Path) -> None:
+    cached = tmp_path / "models--a--b"
+    snapshot = cached / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    shutil.copytree(plain, cached / "blobs")
+    for path in (cached / "blobs").iterdir():
+        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
+    assert teachers.load(str(snapshot))[0].depth == teachers.load(str(plain))[0].depth
 
 
 class Malicious:

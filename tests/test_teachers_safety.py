@@ -6,14 +6,23 @@ import pickle
 import struct
 import subprocess
 import tarfile
+import zipfile
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from formats import fairseq_file, fairseq_weights, pretend, reference, refused, saved, settings
-from torch.serialization import get_safe_globals, safe_globals
+from test_teachers_s3prl import distiller_file, distiller_weights, head_weights, student
+from torch import Tensor
+from torch.serialization import (
+    get_crc32_options,
+    get_safe_globals,
+    safe_globals,
+    set_crc32_options,
+)
 
 from distilkit.teachers import files
 
@@ -161,6 +170,110 @@ def test_names_that_other_libraries_made_known_are_not_accepted(tmp_path: Path) 
         assert subprocess.getoutput in allowed()
 
 
+# ------------------------------------------------------------------------------- little that becomes much
+
+
+def rezipped(path: Path, way: int, change: Callable[[bytes], bytes] = bytes) -> None:
+    """The same parts, packed otherwise; the first weights changed."""
+    with zipfile.ZipFile(path) as archive:
+        parts = [(name, archive.read(name)) for name in archive.namelist()]
+    with zipfile.ZipFile(path, "w", way) as archive:
+        for name, held in parts:
+            archive.writestr(name, change(held) if name.endswith("/data/0") else held)
+
+
+def test_compressed_parts_are_refused(tmp_path: Path) -> None:
+    """torch would take the packed bytes for weights."""
+    path = tmp_path / "hubert.pt"
+    good(path)
+    rezipped(path, zipfile.ZIP_STORED)
+    files.load(path)
+    rezipped(path, zipfile.ZIP_DEFLATED, lambda held: held + bytes(1 << 24))
+    said, hint = refused(path)
+    assert said.startswith(
+        f"`{path}` holds compressed parts (`hubert/data.pkl`), which weights never are"
+    )
+    assert hint == "give a checkpoint as it was published"
+
+
+def test_a_damaged_part_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "hubert.pt"
+    content = bytearray(good(path))
+    with zipfile.ZipFile(path) as archive:
+        part = next(part for part in archive.infolist() if part.filename.endswith("/data/0"))
+        at = part.header_offset + 200
+    content[at] ^= 1
+    path.write_bytes(content)
+    assert refused(path)[0] == f"`{path}` is damaged: Bad CRC-32 for file 'hubert/data/0'"
+    with monkeypatched_checksums():
+        good(path)
+    files.load(path)  # without checksums there is nothing to compare
+
+
+@contextmanager
+def monkeypatched_checksums() -> Iterator[None]:
+    before = get_crc32_options()
+    set_crc32_options(False)
+    yield
+    set_crc32_options(before)
+
+
+def test_settings_that_hold_one_another_ten_times(tmp_path: Path) -> None:
+    value: object = "ha"
+    for _ in range(20):
+        value = (value,) * 10
+    content = fairseq_file(fairseq_weights(reference(layers=1)), {"a": value}, {})
+    path = saved(content, tmp_path / "a.pt")
+    assert refused(path)[0] == "the settings in a checkpoint are nested without end"
+
+
+def test_one_number_stretched_to_a_model_is_refused(tmp_path: Path) -> None:
+    wide = settings(layers=1) | {"encoder_embed_dim": 30_000, "encoder_ffn_embed_dim": 30_000}
+    weights = {
+        name: torch.zeros(1).expand(30_000, 30_000) for name in fairseq_weights(reference(layers=1))
+    }
+    path = saved(fairseq_file(weights, wide, {}), tmp_path / "a.pt")
+    assert Path(path).stat().st_size < 100_000
+    assert " are of a model with " in refused(path)[0]
+
+
+TYPES: dict[str, tuple[Callable[[Tensor], object], str]] = {
+    "whole": (lambda tensor: tensor.long(), "of another type `encoder.layers.0.fc1.bias` int64"),
+    "complex": (lambda tensor: tensor.to(torch.complex64), "of another type `encoder.layers.0.fc1.bias` complex64"),
+    "sparse": (lambda tensor: tensor.to_sparse(), "of another type `encoder.layers.0.fc1.bias` float32"),
+    "nowhere": (lambda tensor: tensor.to("meta"), "of another type `encoder.layers.0.fc1.bias` float32"),
+    "not finite": (lambda tensor: tensor * torch.nan, "are not finite numbers (NaN or inf): `encoder.layers.0.feed_forward"),
+    "too large": (lambda tensor: tensor.double() + 1e300, "are not finite numbers (NaN or inf): `encoder.layers.0.feed_forward"),
+    "no tensor": (lambda tensor: "weights", "unexpected `encoder.layers.0.fc1.bias`"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_weights_of_other_types(tmp_path: Path, kind: str) -> None:
+    change, said = TYPES[kind]
+    weights: dict[str, object] = dict(fairseq_weights(reference(layers=1)))
+    weights["encoder.layers.0.fc1.bias"] = change(weights["encoder.layers.0.fc1.bias"])  # type: ignore[arg-type]
+    assert (
+        said in refused(saved(fairseq_file(weights, settings(layers=1), {}), tmp_path / "a.pt"))[0]
+    )  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("odd", [5, {"a": 1}, "x", [[]], 10**400])
+def test_settings_of_other_types(tmp_path: Path, odd: object) -> None:
+    """Whatever a reader stumbles over, it is said of the checkpoint."""
+    for key in ("conv_pos_groups", "label_rate", "dropout", "activation_fn"):
+        content = fairseq_file(
+            fairseq_weights(reference(layers=1)), settings(layers=1) | {key: odd}, {}
+        )
+        path = saved(content, tmp_path / "a.pt")
+        if key != "label_rate":
+            refused(path)
+    content = distiller_file(distiller_weights(student()), pred_layer_id=7)
+    path = saved(content | {"Distiller": content["Distiller"] | head_weights(3)}, tmp_path / "a.pt")  # type: ignore[operator]
+    said = "is not as a s3prl checkpoint should be: 'int' object is not iterable"
+    assert refused(path)[0] == f"`{path}` {said}"
+
+
 # ------------------------------------------------------------------------------- no checkpoint at all
 
 
@@ -229,7 +342,7 @@ def test_damaged_safetensors(tmp_path: Path) -> None:
 def test_a_script_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(path))
-    assert refused(path)[0].startswith(f"`{path}` cannot be loaded: ")
+    assert refused(path)[0].startswith(f"`{path}` holds compressed parts (`a/")
 
 
 def test_weights_beside_their_configuration(tmp_path: Path) -> None:

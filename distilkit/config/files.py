@@ -75,7 +75,7 @@ def recipe_kind(name: str) -> str:
 def _read(path: Path, kind: type[Section]) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DistilkitError(f"recipe `{path}` is not valid TOML: {error}", _show(kind)) from error
 
 
@@ -158,7 +158,7 @@ def _apply(settings: dict[str, Any], change: str, kind: type[Section]) -> None:
         )
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text.strip()
     section = settings.setdefault(parts[0], {})
     if isinstance(section, dict):

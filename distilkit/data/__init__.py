@@ -169,17 +169,19 @@ def split(clips: Sequence[Clip], settings: config.Data, seed: int) -> tuple[list
     wanted = min(settings.valid_fraction * total, settings.valid_minutes * 60 * SAMPLE_RATE)
     valid: set[int] = set()
     if wanted > 0 and len(clips) > 1:
+        # Drawn by name, so that the order in which recordings are given decides nothing.
+        names = sorted(range(len(clips)), key=lambda index: Path(clips[index].id).parts)
         order = np.random.default_rng([seed, len(clips)]).permutation(len(clips))
         held = 0
-        for index in order:
+        for index in (names[place] for place in order):
             size = clips[index].samples
             if held + size <= 1.5 * wanted:  # never more than three quarters of everything
-                valid.add(int(index))
+                valid.add(index)
                 held += size
             if held >= wanted:
                 break
         if not valid:  # every recording is longer than the share: the shortest one it is
-            valid.add(min(range(len(clips)), key=lambda index: clips[index].samples))
+            valid.add(min(names, key=lambda index: clips[index].samples))
     train = [clip for index, clip in enumerate(clips) if index not in valid]
     return train, [clip for index, clip in enumerate(clips) if index in valid]
 
@@ -252,7 +254,7 @@ def load_windows(path: Path) -> "tuple[list[MonoCut], list[MonoCut]]":
     """Training and validation windows from a manifest that `dump_windows` made.
 
     Raises:
-        DistilkitError: the manifest or one of the audio files in it is gone.
+        DistilkitError: the manifest is damaged, or one of the audio files in it is gone.
     """
     from lhotse import MonoCut, Recording, SupervisionSegment
 
@@ -262,7 +264,10 @@ def load_windows(path: Path) -> "tuple[list[MonoCut], list[MonoCut]]":
     try:
         for _, row in tables.json_lines(path):
             told = row["recording"]
-            place = told["id"], told["sources"][0]["source"]
+            (sound,) = told["sources"]
+            if sound["type"] != "file":
+                raise ValueError("a window whose sound is not in a file")  # a command is never run
+            place = told["id"], sound["source"]
             if place not in recordings:
                 recordings[place] = Recording.from_dict(told)
             cut = MonoCut(
@@ -281,7 +286,9 @@ def load_windows(path: Path) -> "tuple[list[MonoCut], list[MonoCut]]":
             )
             sides[row["custom"]["split"]].append(cut)
     except (LookupError, TypeError, AttributeError, ValueError, AssertionError) as error:
-        raise DistilkitError(f"`{path}` cannot be read: {error}") from error
+        raise DistilkitError(
+            f"`{path}` is damaged: {error}", "start a new run with another --out"
+        ) from error
     for _, name in recordings:
         if not Path(name).is_file():
             raise DistilkitError(

@@ -1,7 +1,6 @@
 """Every file under folders, files and manifests, each once."""
 
 import os
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from distilkit.audio import SUFFIXES, AudioError
 from distilkit.data import archives
 from distilkit.data.archives import Held
+from distilkit.data.tables import json_lines
 from distilkit.errors import DistilkitError, did_you_mean
 
 
@@ -108,25 +108,28 @@ def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
 
     A folder that cannot be opened is given back itself; decoding it says why.
     """
-    try:
-        status = folder.stat()
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError:
-        yield folder
-        return
-    key = (status.st_dev, status.st_ino)
-    if key in seen:
-        return
-    seen.add(key)
-    for entry in entries:
+    waiting = [(folder, True)]
+    while waiting:
+        path, is_folder = waiting.pop()
+        if not is_folder:
+            yield path
+            continue
         try:
-            is_folder = entry.is_dir()
-        except OSError:  # a link that goes round in a circle: decoding will say so
-            is_folder = False
-        if is_folder:
-            yield from _walk(Path(entry.path), seen)
-        else:
-            yield Path(entry.path)
+            status = path.stat()
+            key = (status.st_dev, status.st_ino)
+            if key not in seen:
+                seen.add(key)
+                entries = sorted(os.scandir(path), key=lambda entry: entry.name, reverse=True)
+                waiting += [(Path(entry.path), _is_folder(entry)) for entry in entries]
+        except OSError:
+            yield path
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that goes round in a circle: decoding will say so
+        return False
 
 
 def _manifest_files(manifest: Path) -> Iterator[Path]:
@@ -135,11 +138,9 @@ def _manifest_files(manifest: Path) -> Iterator[Path]:
     Raises:
         DistilkitError: not a manifest, or a source that is not a file (a command is never run).
     """
-    from lhotse.serialization import load_jsonl
-
     names: set[str] = set()
     try:
-        for row in load_jsonl(manifest):
+        for _, row in json_lines(manifest):
             recording = row.get("recording", row)
             for source in recording["sources"]:
                 if source["type"] != "file":
@@ -149,15 +150,7 @@ def _manifest_files(manifest: Path) -> Iterator[Path]:
                 if source["source"] not in names:
                     names.add(source["source"])
                     yield _beside(Path(source["source"]), manifest)
-    except (
-        LookupError,
-        TypeError,
-        AttributeError,
-        ValueError,
-        OSError,
-        EOFError,
-        zlib.error,
-    ) as error:
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise DistilkitError(
             f"`{manifest}` is not a lhotse manifest of recordings or cuts",
             "give the folder with the audio instead",

@@ -3,16 +3,13 @@
 Rows are read as plain JSON; nothing that they name is run or fetched.
 """
 
-import tarfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from distilkit.data import tables
-from distilkit.data.archives import kept
+from distilkit.audio import AudioError
+from distilkit.data import archives, tables
 from distilkit.data.find import shown
 from distilkit.data.scan import Skipped
 from distilkit.data.sources import (
@@ -175,44 +172,38 @@ def shar(source: Source) -> Iterator[Item]:
         DistilkitError: a shard cannot be read.
     """
     for manifest, sounds in _shards(source):
-        with _archive(sounds, source.cache) as sound_of:
-            for line, row in tables.json_lines(manifest):
-                try:
-                    id, recording = tables.plain(row["id"]), row["recording"]
-                    path = sounds / id
-                    if source.cache is not None:
-                        sound = sound_of(id)
-                        if sound is None:
-                            reason = f"`{id}` of {manifest.name} is not in it"
-                            yield Skipped(path=shown(sounds), reason=reason, kind=NO_AUDIO)
-                            continue
-                        path = kept(sound, f"{sounds.resolve()}/{id}", source.cache)
-                    yield from _said(row, recording, path, manifest, line)
-                except MALFORMED as error:
-                    yield broken(manifest, line, error)
+        sound_of = _archive(sounds, source.cache)
+        for line, row in tables.json_lines(manifest):
+            try:
+                id, recording = tables.plain(row["id"]), row["recording"]
+                path = sounds / id
+                if source.cache is not None:
+                    sound = sound_of(id)
+                    if sound is None:
+                        reason = f"`{id}` of {manifest.name} is not in it"
+                        yield Skipped(path=shown(sounds), reason=reason, kind=NO_AUDIO)
+                        continue
+                    path = archives.kept(sound, f"{sounds.resolve()}/{id}", source.cache)
+                yield from _said(row, recording, path, manifest, line)
+            except AudioError as error:
+                yield Skipped(path=shown(sounds), reason=f"`{id}`: {error}", kind="unusable")
+            except MALFORMED as error:
+                yield broken(manifest, line, error)
 
 
-@contextmanager
-def _archive(sounds: Path, cache: Path | None) -> Iterator[Callable[[str], bytes | None]]:
+def _archive(sounds: Path, cache: Path | None) -> Callable[[str], bytes | None]:
     """What gives the encoded sound of a cut out of a shard; None where the shard lacks it.
 
     lhotse's own reader ends without a word where an archive holds less than the manifest.
     """
     if cache is None or not sounds.is_file():
-        yield lambda id: None
-        return
-
-    def sound_of(id: str) -> bytes | None:
-        held = tar.extractfile(members[id]) if id in members else None
-        return held.read() if held else None
-
+        return lambda id: None
     try:
-        with tarfile.open(sounds) as tar:
-            members = {
-                member.name.rpartition(".")[0]: member
-                for member in tar
-                if member.isreg() and not member.name.endswith(NO_SOUND)
-            }
-            yield sound_of
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        members = {
+            held.name.rpartition(".")[0]: held
+            for held in archives.listed(sounds)
+            if not held.problem and not held.name.endswith(NO_SOUND)
+        }
+        return lambda id: archives.read(members[id]) if id in members else None
+    except AudioError as error:
         raise DistilkitError(f"`{sounds}` cannot be read as lhotse Shar: {error}") from error

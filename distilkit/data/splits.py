@@ -1,5 +1,6 @@
 """Which utterances are held out together: speakers and recordings are never on both sides of a split."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,7 +22,7 @@ def hold_out(
         The cuts to train on, and those to validate on, each in the order given.
     """
     most = settings.valid_minutes * 60
-    wanted = min(settings.valid_fraction * sum(cut.duration for cut in cuts), most)
+    wanted = min(settings.valid_fraction * math.fsum(cut.duration for cut in cuts), most)
     groups = together(cuts)
     seconds = _seconds(groups, cuts)
     if len({group for group, cut in zip(groups, cuts, strict=True) if _speaker(cut)}) < 2 or (
@@ -31,7 +32,7 @@ def hold_out(
         seconds = _seconds(groups, cuts)
     if wanted <= 0 or len(seconds) < 2:
         return list(cuts), []
-    names = list(seconds)
+    names = sorted(seconds)  # so that the order in which cuts are given decides nothing
     held: set[str] = set()
     lasting = 0.0
     for index in np.random.default_rng([seed, len(names)]).permutation(len(names)):
@@ -53,10 +54,10 @@ def _speaker(cut: MonoCut) -> str:
 
 
 def _seconds(groups: Sequence[str], cuts: Sequence[MonoCut]) -> dict[str, float]:
-    found: dict[str, float] = {}
+    found: dict[str, list[float]] = {}
     for group, cut in zip(groups, cuts, strict=True):
-        found[group] = found.get(group, 0.0) + cut.duration
-    return found
+        found.setdefault(group, []).append(cut.duration)
+    return {group: math.fsum(seconds) for group, seconds in found.items()}
 
 
 def together(cuts: Sequence[MonoCut]) -> list[str]:
@@ -71,5 +72,6 @@ def together(cuts: Sequence[MonoCut]) -> list[str]:
 
     for cut in cuts:
         if _speaker(cut):
-            parents[top(f"speaker {_speaker(cut)}")] = top(f"recording {cut.recording.id}")
+            one, other = top(f"speaker {_speaker(cut)}"), top(f"recording {cut.recording.id}")
+            parents[max(one, other)] = min(one, other)
     return [top(f"recording {cut.recording.id}") for cut in cuts]

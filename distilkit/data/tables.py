@@ -1,19 +1,26 @@
 """Text files and tables that users bring: every problem names the file, and the line or byte."""
 
 import csv
+import errno
 import gzip
-import json
 import math
 import shlex
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
 from distilkit.errors import DistilkitError, did_you_mean
+from distilkit.runs import parse_json
 
 Row = dict[str, Any] | str  # a row, or what is wrong with it
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+MOST_UNPACKED = 1 << 26  # bytes that gzip may unpack to in any case,
+MOST_RATIO = (
+    50  # and how many times a file's size where that is more; text packs to a tenth or less
+)
+LEAST_LINE = 64  # bytes that a line counts for at the least: millions of empty ones take time
 PARQUET_ROWS = 32  # read at once; a row may hold a whole recording
 csv.field_size_limit(2**31 - 1)  # characters of a value: 131,072 unless told otherwise
 
@@ -24,13 +31,16 @@ def text_of(path: Path) -> str:
     Raises:
         DistilkitError: it cannot be read, or is not UTF-8.
     """
+    most = _most(path)
     try:
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
+        with _opened(path) as file:
+            raw = file.read(most + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DistilkitError(
             f"`{path}` cannot be read: {getattr(error, 'strerror', None) or error}"
         ) from error
+    if len(raw) > most:
+        raise _bomb(path, most)
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -58,13 +68,40 @@ def lines_of(path: Path) -> Iterator[tuple[int, str]]:
 def _lines(path: Path) -> Iterator[str]:
     """All lines of what `text_of` gives, at flat memory."""
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for number, raw in enumerate(file):
+        most, taken = _most(path), 0
+        with _opened(path) as file:
+            for number, raw in enumerate(iter(lambda: file.readline(most), b"")):
+                taken += max(len(raw), LEAST_LINE * (1 + raw.count(b"\r")))
+                if taken > most:
+                    raise _bomb(path, most)
                 line = raw.decode("utf-8").removesuffix("\n").removesuffix("\r")
                 yield from (line if number else line.removeprefix("\ufeff")).split("\r")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError):
         text_of(path)  # says what is wrong, and where
         raise
+
+
+def _opened(path: Path) -> BufferedIOBase:
+    """A file's bytes to read, unpacked where its name ends in `.gz`.
+
+    Raises:
+        OSError: it cannot be opened, or is a folder, a device or a pipe, which may have no end.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not a file")
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+
+
+def _most(path: Path) -> int:
+    """Bytes that a file may hold, unpacked."""
+    return max(MOST_UNPACKED, MOST_RATIO * (path.stat().st_size if path.is_file() else 0))
+
+
+def _bomb(path: Path, most: int) -> DistilkitError:
+    return DistilkitError(
+        f"`{path}` unpacks to more than {most >> 20} MiB, {MOST_RATIO} times its size and more",
+        f"gzip --list {shlex.quote(str(path))}",
+    )
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -75,9 +112,9 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     for number, line in lines_of(path):
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            said = getattr(error, "msg", None) or type(error).__name__
+            row = parse_json(line)
+        except ValueError as error:
+            said = getattr(error, "msg", None) or str(error)
             raise DistilkitError(f"`{path}` is not JSON lines: line {number}: {said}") from error
         if not isinstance(row, dict):
             raise DistilkitError(f"`{path}` is not JSON lines: line {number} is not an object")
@@ -87,9 +124,9 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def first_row(path: Path) -> dict[str, Any]:
     """The object on the first line of a file of JSON lines; empty where there is none."""
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            row = json.loads(file.readline().decode("utf-8-sig"))
-    except (OSError, EOFError, zlib.error, ValueError, RecursionError):
+        with _opened(path) as file:
+            row = parse_json(file.readline(MOST_UNPACKED).decode("utf-8-sig"))
+    except (OSError, EOFError, zlib.error, ValueError):
         return {}
     return row if isinstance(row, dict) else {}
 

@@ -17,8 +17,11 @@ from distilkit.errors import DistilkitError
 from distilkit.hub import DEFAULT_TEACHER, WEIGHTS, is_exported, locate, split
 from distilkit.teachers import fairseq, huggingface, lighthubert, s3prl, torchaudio
 from distilkit.teachers.checkpoint import Checkpoint, Source
+from distilkit.teachers.files import AGAIN
 
 __all__ = ["READERS", "Checkpoint", "Reader", "Source", "load", "locate"]
+
+ODD = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +57,15 @@ def load(name: str) -> tuple[Encoder, Checkpoint]:
                     f"`{source.path}` is a {label} checkpoint, which has no parts such as `{source.part}`",
                     str(source.path),
                 )
-            checkpoint = reader.read(source)
-            _check_frames(name, checkpoint.model.config)
+            try:
+                checkpoint = reader.read(source)
+                _check_frames(name, checkpoint.model.config)
+            except ODD as error:  # settings and weights can be anything
+                said = str(error).strip().partition("\n")[0]
+                raise DistilkitError(
+                    f"`{source}` is not as a {label} checkpoint should be: {said or type(error).__name__}",
+                    AGAIN,
+                ) from error
             return Encoder(model=checkpoint.model, normalise=checkpoint.normalise), checkpoint
     raise _unknown(name, source)
 

@@ -11,6 +11,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -23,6 +24,7 @@ from distilkit.errors import DistilkitError
 
 AGAIN = "download it again; in a git clone: git lfs pull"
 DEEPEST = 50  # containers within one another, in settings
+MOST_VALUES = 100_000  # in settings, shared ones counted wherever they are
 
 
 class Inert:
@@ -82,6 +84,7 @@ def load(path: Path) -> dict[str, Any]:
         _look(path)
         if path.suffix == ".safetensors":
             return dict(safetensors.torch.load_file(path))
+        check_zip(path)
         with _only(HARMLESS):
             content = torch.load(
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None
@@ -131,26 +134,58 @@ def unsafe(path: Path, name: str | None) -> DistilkitError:
     )
 
 
-def plain(value: Any, depth: int = 0) -> Any:
+def plain(value: Any) -> Any:
     """Settings as plain containers, whatever kept them: dicts, a Namespace, omegaconf's nodes.
 
     Raises:
         DistilkitError: they hold themselves, or are nested beyond reason.
     """
-    if depth > DEEPEST:
-        raise DistilkitError("the settings in a checkpoint are nested without end", AGAIN)
-    if isinstance(value, Inert):
-        state = value.state
-        if isinstance(state, Mapping) and "_content" in state:
-            return plain(state["_content"], depth + 1)
-        if isinstance(state, Mapping) and "_val" in state:
-            return plain(state["_val"], depth + 1)
-        return plain(state, depth + 1)
-    if isinstance(value, Mapping):
-        return {str(key): plain(item, depth + 1) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item, depth + 1) for item in value]
-    return value
+    seen = count()
+
+    def inner(value: Any, depth: int) -> Any:
+        if depth > DEEPEST or next(seen) > MOST_VALUES:
+            raise DistilkitError("the settings in a checkpoint are nested without end", AGAIN)
+        if isinstance(value, Inert):
+            state = value.state
+            if isinstance(state, Mapping):
+                state = state.get("_content", state.get("_val", state))
+            return inner(state, depth + 1)
+        if isinstance(value, Mapping):
+            return {str(key): inner(item, depth + 1) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [inner(item, depth + 1) for item in value]
+        return value
+
+    return inner(value, 0)
+
+
+def check_zip(path: Path) -> None:
+    """Refuse a checkpoint whose parts are compressed, or are not what was written.
+
+    torch takes weights from where they lie in a zip as they are, packed or damaged. A file that is no zip
+    is let through.
+
+    Raises:
+        DistilkitError: there is such a part.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+            packed = [part.filename for part in parts if part.compress_type != zipfile.ZIP_STORED]
+            if packed or sum(part.file_size for part in parts) > path.stat().st_size:
+                raise DistilkitError(
+                    f"`{path}` holds compressed parts (`{(packed or ['all'])[0]}`), which weights never are",
+                    "give a checkpoint as it was published",
+                )
+            for part in parts:
+                if part.CRC:  # torch can be told to write none
+                    with archive.open(part) as file:
+                        while file.read(1 << 20):
+                            pass
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise DistilkitError(f"`{path}` is damaged: {error}", AGAIN) from error
 
 
 def _look(path: Path) -> None:

@@ -1,6 +1,5 @@
 """Hugging Face folders and hub ids."""
 
-import json
 import re
 from pathlib import Path
 from pickle import UnpicklingError
@@ -16,9 +15,10 @@ from distilkit import hub
 from distilkit.audio import SAMPLE_RATE
 from distilkit.encoder import FAMILIES, MODELS, exact, front_norm
 from distilkit.errors import DistilkitError
+from distilkit.runs import read_object
 from distilkit.teachers.checkpoint import Checkpoint, Source
-from distilkit.teachers.files import AGAIN, unsafe
-from distilkit.teachers.weights import UNUSED, assumed_normalise, refuse
+from distilkit.teachers.files import AGAIN, check_zip, unsafe
+from distilkit.teachers.weights import UNUSED, assumed_normalise, check_finite, empty, refuse
 
 HEADS = (
     "lm_head.",
@@ -35,6 +35,10 @@ HEADS = (
     "feature_extractor.weight",  # of a speaker model, behind its encoder
     "feature_extractor.bias",
 )
+# Settings of how to load and answer. They are left alone, as is all that is no setting of a model: code to
+# import, kernels to fetch, ways to quantise.
+LOADING = {"dtype", "output_attentions", "output_hidden_states", "return_dict"}
+LOADING |= {"chunk_size_feed_forward", "problem_type", "id2label", "label2id"}
 STUDENT_HEADS = "heads.safetensors"
 
 
@@ -92,8 +96,8 @@ def weights(
     Raises:
         DistilkitError: no weights, damaged ones, or a pickle that holds more.
     """
-    if not any((path / name).exists() for name in hub.WEIGHTS):
-        raise DistilkitError(f"`{path}` holds no weights: none of {', '.join(hub.WEIGHTS)}", AGAIN)
+    files = _weight_files(path)
+    empty(path, shape, kind, files)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
@@ -110,19 +114,46 @@ def weights(
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         raise unsafe(path, wanted[1] if wanted else None) from error
     except Exception as error:  # safetensors, zip, JSON and shape errors alike
-        reason = str(error).strip().split("\n")[0].split(". ")[0].rstrip(".")
-        raise DistilkitError(f"`{path}` cannot be loaded: {reason}", AGAIN) from error
+        raise _unreadable(path, error) from error
+    check_finite(path, model.state_dict())
     return model, found
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DistilkitError(f"`{path}` is damaged: {error}", AGAIN) from error
-    if not isinstance(content, dict):
-        raise DistilkitError(f"`{path}` is damaged: not a JSON object", AGAIN)
-    return content
+def _weight_files(path: Path) -> list[Path]:
+    """The files that transformers will take a folder's weights from; those of an index lie in the folder.
+
+    Raises:
+        DistilkitError: there are none, or one is elsewhere, damaged, or gone.
+    """
+    first = next((path / name for name in hub.WEIGHTS if (path / name).exists()), None)
+    if first is None:
+        raise DistilkitError(f"`{path}` holds no weights: none of {', '.join(hub.WEIGHTS)}", AGAIN)
+    files = [first]
+    if first.suffix == ".json":
+        names = read_object(first, AGAIN).get("weight_map")
+        named = set(names.values()) if isinstance(names, dict) else set()
+        if not named or not all(isinstance(x, str) and Path(x).name == x for x in named):
+            raise DistilkitError(
+                f"`{first}` names files that are not in its folder, or none", AGAIN
+            )
+        files = [path / name for name in sorted(named)]
+    for file in files:
+        if not file.is_file():
+            raise DistilkitError(f"`{file}` is gone", AGAIN)
+        if file.suffix == ".bin":
+            check_zip(file)
+        elif file.suffix == ".safetensors":
+            try:
+                with safe_open(file, "pt"):  # looks at its header
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise _unreadable(path, error) from error
+    return files
+
+
+def _unreadable(path: Path, error: Exception) -> DistilkitError:
+    reason = str(error).strip().split("\n")[0].split(". ")[0].rstrip(".")
+    return DistilkitError(f"`{path}` cannot be loaded: {reason or type(error).__name__}", AGAIN)
 
 
 def configuration(path: Path) -> PreTrainedConfig:
@@ -131,7 +162,7 @@ def configuration(path: Path) -> PreTrainedConfig:
     Raises:
         DistilkitError: damaged, not valid, or of another family.
     """
-    settings = _json(path / "config.json")
+    settings = read_object(path / "config.json", AGAIN)
     kind = settings.get("model_type")
     if kind not in MODELS:
         raise DistilkitError(
@@ -139,7 +170,10 @@ def configuration(path: Path) -> PreTrainedConfig:
             f"--teacher {hub.DEFAULT_TEACHER}, or another model of these families",
         )
     try:
-        shape = CONFIG_MAPPING[kind].from_dict(settings, layerdrop=0.0)
+        known = CONFIG_MAPPING[kind]().to_dict().keys() - LOADING
+        shape = CONFIG_MAPPING[kind].from_dict(
+            {key: value for key, value in settings.items() if key in known}, layerdrop=0.0
+        )
     except Exception as error:  # its checks have exceptions of their own
         reason = str(error).strip().split("\n")[-1].strip()
         raise DistilkitError(f"`{path}/config.json` is not valid: {reason}", AGAIN) from error
@@ -174,9 +208,11 @@ def _student_heads(path: Path) -> tuple[dict[str, Tensor] | None, tuple[int, ...
 def normalises(path: Path, norm: str) -> tuple[bool, str | None]:
     """`do_normalize` where the files say it, else what is usual, and a note about that."""
     nested, flat = path / "processor_config.json", path / "preprocessor_config.json"
-    settings = _json(nested).get("feature_extractor") if nested.is_file() else None
+    settings = None
+    if nested.is_file():
+        settings = read_object(nested, AGAIN).get("feature_extractor")
     if not isinstance(settings, dict):
-        settings = _json(flat) if flat.is_file() else None
+        settings = read_object(flat, AGAIN) if flat.is_file() else None
     if settings is None:
         usual, assumed = assumed_normalise(norm)
         return usual, f"no preprocessor_config.json: {assumed}"
