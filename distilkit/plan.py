@@ -19,6 +19,7 @@ from distilkit.encoder import Encoder
 from distilkit.errors import DistilkitError
 from distilkit.front import BEGUN
 from distilkit.runs import CHECKPOINTS
+from distilkit.wording import counted
 
 MEMORY_SHARE = 0.5  # of what is free, for the activations of one micro-batch
 CPU_MICRO_SECONDS = 64.0  # more at once is no faster on a processor, whatever the model
@@ -85,7 +86,7 @@ def device(settings: config.Train) -> tuple[str, str]:
         return "cuda", torch.cuda.get_device_name()
     if present["mps"]:
         return "mps", "Apple GPU"
-    return "cpu", f"no GPU found; {torch.get_num_threads()} threads"
+    return "cpu", f"no GPU found; {counted(torch.get_num_threads(), 'thread')}"
 
 
 def precision(settings: config.Train, where: str) -> tuple[config.Precision, str]:
@@ -125,9 +126,9 @@ def steps(settings: config.Train, steps_per_pass: int, train_seconds: float) -> 
     chosen = min(max(wanted, settings.min_steps), max(settings.min_steps, settings.max_steps))
     reason = f"{settings.passes:g} passes over {clock(train_seconds)} of audio"
     if chosen > wanted:
-        reason = f"the least of this recipe; {reason} would be {wanted}"
+        reason = f"the least of this recipe; {reason} would be {wanted:,}"
     elif chosen < wanted:
-        reason = f"the most of this recipe; {reason} would be {wanted}"
+        reason = f"the most of this recipe; {reason} would be {wanted:,}"
     return chosen, reason
 
 
@@ -229,7 +230,7 @@ def micro_seconds(
     if recompute == "auto":
         fits, _ = fitting(recompute=False)
         recompute = fits < CHECKPOINTING_BELOW * longest
-        reason = f"{fits:.0f} s of audio fit in half of {gib(room)}"
+        reason = f"{clock(fits)} of audio fit in half of {gib(room)}"
     fits, each = fitting(recompute)
     asked, why = settings.batches.micro_seconds, "asked for"
     if asked != "auto":
@@ -444,11 +445,11 @@ def decide(
         choices=(
             Choice(name="device", value=where, reason=why_there),
             Choice(name="precision", value=arithmetic, reason=why_arithmetic),
-            Choice(name="steps", value=str(wanted), reason=why_steps),
+            Choice(name="steps", value=f"{wanted:,}", reason=why_steps),
             Choice(
                 name="audio per step",
                 value=f"{per_step:.0f} s",
-                reason=f"{chosen.steps_per_pass} equal steps a pass, as near to the recipe's "
+                reason=f"{counted(chosen.steps_per_pass, 'equal step')} a pass, as near to the recipe's "
                 f"{settings.batches.seconds:g} s as it goes",
             ),
             *choices,

@@ -187,14 +187,6 @@ def test_sizes_and_times_are_those_of_the_run(made: dict[str, Path]) -> None:
     assert "library_name: transformers" in whole
 
 
-def test_sizes_for_people() -> None:
-    said = [
-        cards.size_text(size)
-        for size in (0, 999, 1e3, 999_499, 1e6, 94_370_000, 1e9, 1_262_000_000)
-    ]
-    assert said == ["0 B", "999 B", "1 kB", "999 kB", "1.0 MB", "94.4 MB", "1.00 GB", "1.26 GB"]
-
-
 def test_a_run_without_a_clock_or_a_number_has_no_such_section() -> None:
     from distilkit.cards.origin import took
     from distilkit.cards.student import _measured

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "distilkit"
 ROWS = (
-    {"errors"},
+    {"errors", "wording"},
     {"config"},
     {"audio", "pages", "rates", "runs"},
     {"hub", "leftovers"},

@@ -14,7 +14,7 @@ from conftest import Run, fine, quick
 from hub import TOKEN, USER, Hub, serving
 from safetensors.numpy import load_file, save_file
 
-from distilkit import cards, ctc, exported, tokenizers
+from distilkit import cards, ctc, exported, tokenizers, wording
 from distilkit.distill import distill, prepare, train
 from distilkit.export.card import SCRIPT
 from distilkit.runs import digest
@@ -151,7 +151,7 @@ def test_a_dry_run_says_all_and_asks_nobody(here: Path, run: Run) -> None:
     assert code == 0
     said = {line.split("  ")[0].strip(): line for line in out.splitlines()}
     assert "YOU/adapted, private" in said["to"]
-    size = cards.size_text((here / "adapted/adapter/adapter_model.safetensors").stat().st_size)
+    size = wording.size((here / "adapted/adapter/adapter_model.safetensors").stat().st_size)
     assert size in said["adapter_model.safetensors"]
     assert "taken: 2 out of base.json" in said["paths of this computer"]
     assert "The encoder's licence" in said["licence"]

@@ -19,7 +19,6 @@ from distilkit.cards.said import (
     json_text,
     noise_text,
     objective_text,
-    size_text,
     text_text,
     training_text,
 )
@@ -38,7 +37,6 @@ __all__ = [
     "private_paths",
     "public",
     "recogniser_card",
-    "size_text",
     "student_card",
     "terms",
     "text_text",

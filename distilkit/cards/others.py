@@ -10,6 +10,7 @@ from distilkit.cards.origin import head, hub_id, licence_of, public, terms
 from distilkit.cards.said import text_text
 from distilkit.codebooks import Codebook
 from distilkit.tokenizers import Tokenizer
+from distilkit.wording import counted
 
 
 def tokenizer_card(
@@ -41,8 +42,8 @@ def tokenizer_card(
             "## How it was made",
             "",
             f"- Text: {text_text(tokenizer.text)}; `text.json` holds these settings.",
-            f"- Of {facts['words']:,} words in {facts['lines']:,} lines, {len(alphabet):,} different "
-            "characters.",
+            f"- Of {counted(facts['words'], 'word')} in {counted(facts['lines'], 'line')}, "
+            f"{counted(len(alphabet), 'different character')}.",
             "",
             *terms("The rights in the text decide", "tokenizer"),
         ]
@@ -79,8 +80,7 @@ def units_card(codebook: Codebook, model: tuple[str, str] | None, facts: Mapping
             "",
             "## What was measured",
             "",
-            f"- Audio: {clock(facts['seconds'])} in {facts['windows']:,} "
-            f"window{'s' * (facts['windows'] != 1)}.",
+            f"- Audio: {clock(facts['seconds'])} in {counted(facts['windows'], 'window')}.",
             f"- {facts['used']:,} of the {count:,} units occur, worth {facts['perplexity']:,.1f} equally "
             "likely ones.",
             f"- A unit lasts {20 * facts['run_frames']:,.0f} ms on average.",

@@ -6,8 +6,9 @@ from typing import Any
 from distilkit import config
 from distilkit.audio import clock
 from distilkit.cards.origin import head, hub_id, made_with, public, terms, took
-from distilkit.cards.said import size_text, text_text, training_text
+from distilkit.cards.said import text_text, training_text
 from distilkit.tokenizers import Tokenizer
+from distilkit.wording import counted, size
 
 ADAPTER = (
     "This is a low-rank adapter (peft) and a head, to be put on the model that base.json names: "
@@ -36,7 +37,7 @@ def recogniser_card(
         best: the line of the validation whose weights these are; None where nothing was held out.
         adapter: whether the folder holds adapters, not the whole model.
     """
-    base, size = facts["base"], facts["parameters"]
+    base, whole = facts["base"], facts["parameters"]
     called = public(base["name"], base["source"])
     mixed = ", trust_remote_code=True" * (recipe.model.layers == "weighted")
     use = [
@@ -59,7 +60,7 @@ def recogniser_card(
             "|---:|---:|",
             f"| {valid['wer']:.1%} | {valid['cer']:.1%} |",
         ]
-    weighs = facts["trained"] if adapter else size
+    weighs = facts["trained"] if adapter else whole
     return "\n".join(
         [
             *head(
@@ -69,7 +70,7 @@ def recogniser_card(
                 base=hub_id(base["name"], base["source"]),
                 languages=facts["text"]["languages"],
             ),
-            f"# A {size / 1e6:.2f} M recogniser on {called}",
+            f"# A {whole / 1e6:.2f} M recogniser on {called}",
             "",
             "It writes down what is said in mono 16 kHz audio. Fine-tuned with CTC by distilkit.",
             "",
@@ -80,8 +81,8 @@ def recogniser_card(
             f"- Encoder: `{called}` (format {base['format']}), head: {facts['head']}.",
             *(f"- Encoder: {note}." for note in base["notes"]),
             f"- Text: {text_text(tokenizer.text)}; {len(tokenizer):,} tokens.",
-            f"- Trained: {training_text(recipe)}, {facts['trained'] / 1e6:.2f} M of {size / 1e6:.2f} M "
-            f"parameters; the weights here take {size_text(4 * weighs)} in fp32.",
+            f"- Trained: {training_text(recipe)}, {facts['trained'] / 1e6:.2f} M of {whole / 1e6:.2f} M "
+            f"parameters; the weights here take {size(4 * weighs)} in fp32.",
             f"- Audio: {clock(facts['train_seconds'])} to train ({_people(facts['train_speakers'])}), "
             f"{clock(facts['valid_seconds'])} held out ({_people(facts['valid_speakers'])}).",
             f"- Steps: {rows[-1]['step'] if rows else 0:,} of {facts['plan']['steps']:,} in "
@@ -99,4 +100,4 @@ def recogniser_card(
 
 
 def _people(count: int) -> str:
-    return f"{count:,} speaker{'s' * (count != 1)}" if count else "speakers not known"
+    return counted(count, "speaker") if count else "speakers not known"

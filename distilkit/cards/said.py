@@ -12,15 +12,6 @@ def json_text(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
-def size_text(size: float) -> str:
-    """Bytes for people: `212 B`, `870 kB`, `94.4 MB`, `1.26 GB`."""
-    if size < 1e3:
-        return f"{size:.0f} B"
-    if size < 1e6:
-        return f"{size / 1e3:.0f} kB"
-    return f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.2f} GB"
-
-
 def text_text(settings: config.Text) -> str:
     """One line on how text is written."""
     parts = [settings.form, f"{settings.case} case" if settings.case != "keep" else "case kept"]

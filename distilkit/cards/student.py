@@ -6,9 +6,10 @@ from typing import Any
 from distilkit import config
 from distilkit.audio import clock
 from distilkit.cards.origin import head, hub_id, made_with, public, terms, took
-from distilkit.cards.said import noise_text, objective_text, size_text
+from distilkit.cards.said import noise_text, objective_text
 from distilkit.encoder import Encoder
 from distilkit.students import parameters
+from distilkit.wording import counted, size
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -31,7 +32,7 @@ def student_card(
         speed: those of `speed.jsonl`.
     """
     teacher, begun = facts["teacher"], facts["student"]["from"]
-    size = parameters(student.model)
+    millions = f"{parameters(student.model) / 1e6:.2f} M"
     called = public(teacher["name"], teacher["source"]) if teacher else ""
     base = hub_id(teacher["name"], teacher["source"]) if teacher else None
     measured = _measured(rows)
@@ -43,9 +44,7 @@ def student_card(
                 tags=["hubert", "speech", "audio", "distillation"],
                 base=base,
             ),
-            f"# A {size / 1e6:.2f} M student of {called}"
-            if teacher
-            else f"# A {size / 1e6:.2f} M HuBERT",
+            f"# A {millions} student of {called}" if teacher else f"# A {millions} HuBERT",
             "",
             f"A speech encoder {'distilled' if teacher else 'pre-trained'} with distilkit. It turns "
             f"mono 16 kHz audio into 50 vectors of {student.width} numbers a second. "
@@ -73,7 +72,7 @@ def student_card(
             f"- Objective: {objective_text(recipe.objective)}.",
             *([f"- Noise: {noise_text(recipe.noise)}."] if recipe.noise.probability else []),
             f"- Audio: {clock(facts['train_seconds'])} to train, {clock(facts['valid_seconds'])} held "
-            f"out, from {facts['recordings']:,} recording{'s' * (facts['recordings'] != 1)}.",
+            f"out, from {counted(facts['recordings'], 'recording')}.",
             f"- Steps: {facts['plan']['steps']:,} in {facts['plan']['precision']} on "
             f"{facts['plan']['device']}, seed {recipe.train.seed}.",
             *took(rows, speed),
@@ -129,25 +128,25 @@ def _part(name: str) -> str:
 
 
 def _sizes(student: Encoder, teacher: Mapping[str, Any] | None) -> list[str]:
-    size = parameters(student.model)
+    own = parameters(student.model)
     stored = sum(weight.numel() for weight in student.model.state_dict().values())
     rows = {
-        "parameters": f"{size / 1e6:.2f} M",
-        "weights in fp32": size_text(4 * stored),
+        "parameters": f"{own / 1e6:.2f} M",
+        "weights in fp32": size(4 * stored),
         "transformer layers": str(student.depth),
         "waveform normalised": "yes" if student.normalise else "no",
     }
     if teacher is None:
-        return ["| | |", "|---|---:|", *(f"| {name} | {own} |" for name, own in rows.items())]
+        return ["| | |", "|---|---:|", *(f"| {name} | {cell} |" for name, cell in rows.items())]
     theirs = {
         "parameters": f"{teacher['parameters'] / 1e6:.2f} M",
-        "weights in fp32": size_text(4 * teacher["parameters"]),
+        "weights in fp32": size(4 * teacher["parameters"]),
         "transformer layers": str(teacher["layers"]),
         "waveform normalised": "the same",
     }
     return [
         "| | student | teacher |",
         "|---|---:|---:|",
-        *(f"| {name} | {own} | {theirs[name]} |" for name, own in rows.items()),
-        f"| share of the teacher's parameters | {size / teacher['parameters']:.1%} | 100% |",
+        *(f"| {name} | {cell} | {theirs[name]} |" for name, cell in rows.items()),
+        f"| share of the teacher's parameters | {own / teacher['parameters']:.1%} | 100% |",
     ]

@@ -64,6 +64,7 @@ def bench(
     from distilkit import models as opening
     from distilkit import plan
     from distilkit.config import Train
+    from distilkit.wording import counted
 
     where, why = plan.device(Train())
     if precision == "fp16" and where == "cpu":
@@ -71,7 +72,7 @@ def bench(
     loaded = {name: opening.encoder(name).listener for name in names}
     lengths, counts = seconds or [1.0, 5.0, 15.0, 60.0], batch or [1, 8]
     sizes = [measuring.size(name, encoder) for name, encoder in loaded.items()]
-    console.say(f"{where} ({why}), {precision}, {rounds} rounds")
+    console.say(f"{where} ({why}), {precision}, {counted(rounds, 'round')}")
     rows = list(
         console.track(
             measuring.bench(
@@ -108,15 +109,15 @@ def _show(sizes: "list[Size]", rows: "list[Row]") -> None:
     console.show(
         console.table(
             "size",
-            ("model", "parameters", "", "MB", "multiply-adds a second", ""),
+            ("model", "parameters", "share", "weights", "multiply-adds a second", "share"),
             [
                 (
                     size.model,
                     f"{size.parameters / 1e6:.2f} M",
-                    f"{size.parameters / first.parameters:.0%}",
-                    f"{size.megabytes:.1f}",
+                    f"{size.parameters / first.parameters:.1%}",
+                    f"{size.megabytes:,.1f} MB",
                     f"{size.macs / 1e9:.3f} G" if size.macs else "",
-                    f"{size.macs / first.macs:.0%}" if size.macs and first.macs else "",
+                    f"{size.macs / first.macs:.1%}" if size.macs and first.macs else "",
                 )
                 for size in sizes
             ],
@@ -131,9 +132,9 @@ def _show(sizes: "list[Size]", rows: "list[Row]") -> None:
                 (
                     row.model,
                     f"{row.batch} x {row.seconds:g} s",
-                    f"{row.forward * 1000:.1f} ms",
-                    f"{row.real_time:.0f} s",
-                    "" if row.memory is None else f"{row.memory:.0f} MiB",
+                    f"{row.forward * 1000:,.1f} ms",
+                    f"{row.real_time:,.0f} s",
+                    "" if row.memory is None else f"{row.memory:,.0f} MiB",
                     f"{row.ratio:.2f} ({row.spread[0]:.2f} to {row.spread[1]:.2f})"
                     if row.model != first.model
                     else "1",

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
@@ -11,25 +12,16 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from io import StringIO
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
+from distilkit.cli import bars
 from distilkit.errors import DistilkitError
 
 if TYPE_CHECKING:
@@ -38,16 +30,8 @@ if TYPE_CHECKING:
 LEADER = os.environ.get("RANK", "0") == "0"  # of several processes, the one that speaks
 errors = Console(stderr=True, quiet=not LEADER)  # progress and logs; results go to stdout
 UNLISTED = ("not audio", "no label")  # kinds of which the number says all
-LOG_SECONDS = 5.0  # between two progress lines where there is no terminal
+LOG_SECONDS = 5.0  # at least, between two lines of progress where there is no terminal
 NOTHING = "nothing was written"  # what most commands leave when they are interrupted
-
-
-class RateColumn(ProgressColumn):
-    """Items per second."""
-
-    def render(self, task: Task) -> Text:
-        """The rate, once there is one."""
-        return Text(f"{task.speed:,.1f}/s" if task.speed else "", style="progress.data.speed")
 
 
 def manner(*, quiet: bool, verbose: bool) -> None:
@@ -76,6 +60,7 @@ def warn(text: str) -> None:
 
 def problem(error: DistilkitError) -> None:
     """An error and its hint."""
+    bars.still()
     before, errors.quiet = errors.quiet, not LEADER
     errors.print(f"[bold red]error:[/] {escape(error.problem)}", highlight=False, soft_wrap=True)
     if error.hint:
@@ -100,6 +85,7 @@ def interruption(left: str | Callable[[], str], again: str | None = None) -> Non
 
 def interrupted() -> str:
     """What an interruption leaves, and what to type."""
+    bars.still()
     left = _left() if callable(_left) else _left
     typed = f"go on with: {_again}" if _again else f"again with: {typed_again()}"
     return f"interrupted: {left}\n{typed}"
@@ -122,60 +108,64 @@ def document(value: Any) -> None:
 
 
 def track(items: Iterable[Any], *, description: str, total: int) -> Iterator[Any]:
-    """Show progress over items: a bar on a terminal, a line every few seconds elsewhere."""
+    """Show progress over items: a bar on a terminal, a line every so often elsewhere."""
     if errors.is_terminal:
-        with Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            RateColumn(),
-            TimeRemainingColumn(),
-            console=errors,
-            transient=True,
-        ) as progress:
+        with bars.counting(errors) as progress:
             yield from progress.track(items, total=total, description=description)
         return
     began = shown = time.monotonic()
     for done, item in enumerate(items, 1):
         yield item
         now = time.monotonic()
-        if now - shown >= LOG_SECONDS:
-            say(f"{description}: {done} of {total}, {done / (now - began):.0f}/s")
+        if now - shown >= pause(now - began):
+            from distilkit.audio import clock
+
+            rate = done / (now - began)
+            left = clock((total - done) / rate)
+            say(f"{description}: {done:,} of {total:,}, {rate:,.1f}/s, left {left}")
             shown = now
 
 
-def training_bar() -> Progress:
-    """The bar of a training run; its tasks carry a field `numbers`."""
-    return Progress(
-        TextColumn("step"),
-        MofNCompleteColumn(),
-        BarColumn(bar_width=None),
-        TextColumn("{task.fields[numbers]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=errors,
-        expand=True,
-    )
+def pause(seconds: float) -> float:
+    """Seconds between two lines of a log: few lines where a run is long.
+
+    Args:
+        seconds: that it has taken so far.
+    """
+    return min(60.0, max(LOG_SECONDS, seconds / 20))
+
+
+NUMBER = re.compile(r"(?:[+-]?[\d.,]+(?:e[+-]\d+)?(?: ?(?:%|[A-Za-z]{1,3}(?:/s)?))?|not measured)?")
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A small table; the first column stands out."""
+    """A small table; the first column stands out, columns of numbers stand to the right."""
     made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    listed = [[str(cell) for cell in row] for row in rows]
     for place, column in enumerate(columns):
-        made.add_column(column, style="cyan" if place == 0 else "", overflow="fold")
-    for row in rows:
-        made.add_row(*(Text(cell) for cell in row))
+        cells = [row[place] for row in listed]
+        numbers = place > 0 and any(cells) and all(map(NUMBER.fullmatch, cells))
+        made.add_column(
+            column,
+            style="cyan" if place == 0 else "",
+            overflow="fold",
+            justify="right" if numbers else "left",
+        )
+    for row in listed:
+        made.add_row(*map(Text, row))
     return made
 
 
 def show(made: Table, *, to_result: bool = False) -> None:
     """Print a table, as log or as result; as wide as it needs where there is no terminal."""
     console = Console(file=sys.stdout, quiet=not LEADER) if to_result else errors
-    if not console.is_terminal:
-        console = Console(file=console.file, width=200, quiet=console.quiet)
-    console.print(made)
+    if console.is_terminal:
+        console.print(made)
+    elif not console.quiet:
+        plain = Console(file=StringIO(), width=10_000)
+        plain.print(made)
+        lines = plain.file.getvalue().splitlines()  # type: ignore[attr-defined]
+        console.file.write("".join(f"{line.rstrip()}\n" for line in lines))
 
 
 def left_out(skipped: "Sequence[Skipped]", where: str, shown: int = 8) -> None:
@@ -183,7 +173,7 @@ def left_out(skipped: "Sequence[Skipped]", where: str, shown: int = 8) -> None:
     if not skipped:
         return
     counts = Counter(item.kind for item in skipped)
-    said = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    said = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
     say(f"left out: {said}" + (f" ({where})" if where else ""))
     for item in [item for item in skipped if item.kind not in UNLISTED][:shown]:
         say(f"  {item.path}: {item.reason}")
@@ -207,7 +197,7 @@ def stopping() -> Iterator[Stop]:
 
     def ask(number: int, frame: FrameType | None) -> None:
         stop.asked = True
-        say("stopping after this step; again to stop at once, without saving")
+        warn("stopping as soon as all is saved; again to stop at once, without saving")
         signal.signal(number, before[signal.Signals(number)])
 
     for number in before:

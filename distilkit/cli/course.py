@@ -3,11 +3,14 @@
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from shlex import quote
 from typing import TYPE_CHECKING, Any, Protocol
 
 import typer
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from distilkit.loop import Step
     from distilkit.plan import Measured, Plan
     from distilkit.runs import Run
@@ -51,6 +54,8 @@ def show_plan(job: Job, measured: "Measured", disk: int, json: bool) -> None:
     """Print what would happen."""
     from distilkit.audio import clock
     from distilkit.cli import console
+    from distilkit.plan import gib
+    from distilkit.wording import counted
 
     left = job.plan.steps - job.run.done
     hours = (measured.seconds_per_step * left + measured.target_seconds) / 3600
@@ -67,7 +72,7 @@ def show_plan(job: Job, measured: "Measured", disk: int, json: bool) -> None:
     if json:
         console.document(values)
         return
-    steps = f"{left} steps of {measured.seconds_per_step:.2f} s, measured here"
+    steps = f"{counted(left, 'step')} of {measured.seconds_per_step:.2f} s, measured here"
     disk_reason = "two checkpoints, a third while one is replaced, the result" + (
         ", targets" if job.plan.stored else ""
     )
@@ -76,7 +81,7 @@ def show_plan(job: Job, measured: "Measured", disk: int, json: bool) -> None:
     rows = [
         ("time", clock(hours * 3600), steps),
         ("memory", f"{measured.peak_gib:.1f} GiB", "the most so far, measured here"),
-        ("disk", f"{disk / 2**30:.2f} GiB", disk_reason),
+        ("disk", gib(disk), disk_reason),
     ]
     console.show(console.table("plan", ("what", "value", "why"), rows), to_result=True)
 
@@ -121,17 +126,25 @@ def follow(
 
     plan.check_disk(job.run.folder, disk)
     for problem in job.run.problems:
-        console.say(problem)
-    began = time.monotonic()
+        console.warn(problem)
+    began, again = time.monotonic(), f"distilkit {kind} --resume --out {quote(str(job.run.folder))}"
+
+    def saved() -> str:
+        done = job.run.done
+        return (
+            f"saved after step {done:,} of {job.plan.steps:,}" if done else "no step is saved yet"
+        )
+
+    console.interruption(saved, again)
     with console.stopping() as stop, Watch(job.plan) as watch:
         for step in train(stop):
             watch(step)
     watch.say_waited()
     if stop.asked and not job.run.finished:
         done = watch.number or job.run.done
-        said = f"saved after step {done} of {job.plan.steps}"
-        console.say(said if done else "stopped before the first step; what is done is kept")
-        console.say(f"go on with: distilkit {kind} --resume --out {job.run.folder}")
+        said = f"saved after step {done:,} of {job.plan.steps:,}"
+        console.warn(said if done else "stopped before the first step; what is done is kept")
+        console.warn(f"go on with: {again}")
         raise typer.Exit(130)
     seconds = time.monotonic() - began
     complete(job.run)
@@ -178,7 +191,7 @@ def _valid(valid: dict[str, float]) -> str:
     if "wer" not in valid:
         return f"held-out loss {valid['loss']:.4f}"
     said = f"held-out words wrong {valid['wer']:.1%}, characters {valid['cer']:.1%}"
-    empty = f", {valid['empty']:.0%} of the texts empty" if valid["empty"] >= 0.005 else ""
+    empty = f", {valid['empty']:.1%} of the texts empty" if valid["empty"] >= 0.005 else ""
     return f"{said}, loss {valid['loss']:.4f}{empty}"
 
 
@@ -186,11 +199,11 @@ class Watch:
     """Shows steps as they come: a bar on a terminal, lines in a log."""
 
     def __init__(self, decided: "Plan") -> None:
-        from distilkit.cli import console
+        from distilkit.cli import bars, console
 
         self._plan = decided
-        self._bar = console.training_bar() if console.errors.is_terminal else None
-        self._task: object = None
+        self._bar = bars.training(console.errors) if console.errors.is_terminal else None
+        self._task: TaskID | None = None
         self._shown = 0.0
         self._began = 0.0  # of the first step; what is found beforehand does not count
         self._done = 0
@@ -216,37 +229,36 @@ class Watch:
         self._waited += step.waited
         loss = f"loss {step.loss:.4f}" + (f" ({_parts(step.parts)})" if step.parts else "")
         numbers = (
-            f"{loss}  {step.audio_seconds / step.seconds:.1f} s/s  "
+            f"{loss}  {step.audio_seconds / step.seconds:,.1f} s/s  "
             f"{peak_gib(self._plan.device):.1f} GiB"
         )
         if step.valid:
-            console.say(f"step {step.number}: {_valid(step.valid)}")
+            console.say(f"step {step.number:,}: {_valid(step.valid)}")
         if step.unwritten and step.unwritten != self._unwritten:
-            console.warn(f"step {step.number}: {step.unwritten}")
+            console.warn(f"step {step.number:,}: {step.unwritten}")
             self._unwritten = step.unwritten
         if step.lowered:
             console.say(
-                f"step {step.number}: out of memory; from here on at most {step.lowered:.0f} s of "
+                f"step {step.number:,}: out of memory; from here on at most {step.lowered:.0f} s of "
                 "audio in memory at once, the step's audio stays the same"
             )
         if step.broken:
-            console.say(f"step {step.number} left out: {step.broken}")
+            console.say(f"step {step.number:,} left out: {step.broken}")
         elif not step.updated:
-            console.say(f"step {step.number}: fp16 overflow, loss scale lowered, step left out")
+            console.say(f"step {step.number:,}: fp16 overflow, loss scale lowered, step left out")
         if self._bar is not None:
             if self._task is None:
                 self._bar.start()
-                self._task = self._bar.add_task(
-                    "", total=steps, completed=step.number - 1, numbers=""
-                )
-            self._bar.update(self._task, completed=step.number, numbers=numbers)  # type: ignore[arg-type]
+                self._task = self._bar.add_task("", total=steps, completed=step.number - 1)
+            self._bar.below = numbers
+            self._bar.update(self._task, completed=step.number)
             return
         now = time.monotonic()
         if self._done == 1:
             self._began = now - step.seconds
-        if now - self._shown >= console.LOG_SECONDS or step.number in (1, steps):
+        if now - self._shown >= console.pause(now - self._began) or step.number in (1, steps):
             left = (now - self._began) / self._done * (steps - step.number)
-            console.say(f"step {step.number} of {steps}: {numbers}  left {clock(left)}")
+            console.say(f"step {step.number:,} of {steps:,}: {numbers}  left {clock(left)}")
             self._shown = now
 
     def say_waited(self) -> None:
@@ -257,6 +269,6 @@ class Watch:
         if self._plan.device != "cpu" and share > MOST_WAITED:
             workers = 2 * max(1, self._plan.workers)
             console.say(
-                f"{share:.0%} of the time went into waiting for audio; --set batches.workers={workers} may "
+                f"{share:.1%} of the time went into waiting for audio; --set batches.workers={workers} may "
                 "help, and recordings as WAV are read faster than compressed ones"
             )

@@ -51,6 +51,7 @@ def demo(
     )
     command.announce(job)
     command.follow(job)
+    console.interruption(f"`{job.run.result}` is whole")
     student, _ = teachers.load(str(out / "run"))
     teacher, _ = teachers.load("tiny")
     console.say("asking both what they hear ...")
@@ -80,14 +81,14 @@ def _show(kept: "Kept") -> None:
             "size",
             f"{kept.student_parameters / 1e6:.2f} M",
             f"{kept.teacher_parameters / 1e6:.2f} M",
-            f"{1 - size:.0%} smaller",
+            f"{1 - size:.1%} smaller",
         ),
         ("forward pass", "", "", f"{kept.speed_up:.1f} times as fast, on this machine"),
         (
             "words told apart",
             f"{kept.student_words:.1%}",
             f"{kept.teacher_words:.1%}",
-            f"{words:.0%} kept; log-mel without a model {kept.log_mel_words:.1%}",
+            f"{words:.1%} kept; log-mel without a model {kept.log_mel_words:.1%}",
         ),
     ]
     title = "what the student kept"

@@ -125,20 +125,26 @@ def announce(job: "Job") -> None:
     from distilkit.audio import clock
     from distilkit.cards import noise_text, objective_text
     from distilkit.cli import console
+    from distilkit.wording import counted
 
     facts, teacher, student = job.facts, job.facts["teacher"], job.facts["student"]
-    form = f"{student['layers']} layers, {student['parameters'] / 1e6:.2f} M parameters"
+    form = f"{counted(student['layers'], 'layer')}, {student['parameters'] / 1e6:.2f} M parameters"
     begins = student["begins"].partition(": ")[0] if ": " in student["begins"] else "as asked for"
     named = student["from"]["name"] if student["from"] else job.recipe.student.architecture
     of = ("none", "nothing is distilled: units of MFCC")
     if teacher:
         size = f"{teacher['parameters'] / 1e6:.2f} M parameters"
-        of = (teacher["name"], f"{teacher['format']}, {teacher['layers']} layers, {size}")
-    held = f"{len(job.valid)} windows, whole recordings"
+        of = (
+            teacher["name"],
+            f"{teacher['format']}, {counted(teacher['layers'], 'layer')}, {size}",
+        )
+    held = f"{counted(len(job.valid), 'window')}, whole recordings"
     if not job.valid:
         why = "there is only one" if job.recipe.data.valid_fraction else "none are asked for"
         held = f"nothing to tell how the student does on other recordings: {why}"
-    windows = f"in {len(job.train)} windows of {facts['recordings']} recordings"
+    windows = (
+        f"in {counted(len(job.train), 'window')} of {counted(facts['recordings'], 'recording')}"
+    )
     rows = [
         ("teacher", *of),
         ("student", named, form),

@@ -8,6 +8,9 @@ import typer
 from distilkit.cli import options
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from distilkit.audio import Samples
     from distilkit.listeners import Encodes
 
 # The same sets as in distilkit.config, whose import would cost `--help` its speed.
@@ -67,6 +70,7 @@ def embed(
     from distilkit import embed as embedding
     from distilkit import models
     from distilkit.audio import clock
+    from distilkit.wording import counted
 
     opened = models.encoder(name)
     for note in opened.notes:
@@ -74,6 +78,8 @@ def embed(
     if streams:
         _live(opened.listener.to(opened.device), layer, pool, out, rate, name, json)
         return
+    if len(inputs) > 1 or Path(inputs[0]).is_dir() or format != "npy":
+        console.interruption("what is embedded is kept, and not done again", console.typed_again())
     embedded, skipped, target = embedding.embed(
         inputs,
         opened.listener,
@@ -89,7 +95,7 @@ def embed(
     for item in failed:
         console.warn(f"left out {item.path}: {item.reason}")
     if len(skipped) > len(failed):
-        console.say(f"left out {len(skipped) - len(failed)} files that are not audio")
+        console.say(f"left out {counted(len(skipped) - len(failed), 'file')} not audio")
     if json:
         console.document(
             {
@@ -104,7 +110,7 @@ def embed(
         console.result(f"{target}\t{only.shape}\t{only.seconds:.2f} s\t{name}")
     else:
         seconds = sum(item.seconds for item in embedded)
-        console.result(f"{target}\t{len(embedded)} files\t{clock(seconds)}\t{name}")
+        console.result(f"{target}\t{counted(len(embedded), 'file')}\t{clock(seconds)}\t{name}")
     if failed:
         raise typer.Exit(1)
 
@@ -116,18 +122,30 @@ def _live(
     import sys
 
     from distilkit.audio import live
-    from distilkit.cli import console
+    from distilkit.cli import Interrupted, console
     from distilkit.embed import live as embed_live
     from distilkit.embed import save_live
     from distilkit.errors import DistilkitError
 
-    pieces = embed_live(live(sys.stdin.buffer, rate), listener, layer)
+    ended = False
+
+    def blocks() -> "Iterator[Samples]":
+        nonlocal ended
+        try:
+            yield from live(sys.stdin.buffer, rate)
+        except Interrupted:  # what was heard until then is embedded
+            ended = True
+
+    pieces = embed_live(blocks(), listener, layer)
     if str(out) == "-":
         if layer == "all" or pool != "none" or json:
             raise DistilkitError("`--out -` is for the frames of one layer", "--out live.npy")
         for piece_LTD in pieces:
             sys.stdout.buffer.write(piece_LTD[0].astype("<f4").tobytes())
             sys.stdout.buffer.flush()
+        if ended:
+            console.interruption("all that was heard is embedded")
+            raise Interrupted
         return
     target = out or Path("live.npy")
     shape = save_live(pieces, target, layer, pool)
@@ -135,3 +153,6 @@ def _live(
         console.document({"model": name, "output": str(target), "shape": list(shape)})
     else:
         console.result(f"{target}\t{shape}\t{name}")
+    if ended:
+        console.interruption(f"`{target}` holds all that was heard")
+        raise Interrupted

@@ -58,6 +58,7 @@ def evaluate(
 
     from distilkit import evaluate as judging
     from distilkit import models
+    from distilkit.wording import counted
 
     search = searching(lm, beam, lm_weight, word_bonus)
     found: list[judging.Evaluation] = []
@@ -75,7 +76,9 @@ def evaluate(
             track=console.track,
         )
         if judged.unknown:
-            listed = ", ".join(f"`{char}` {count} times" for char, count in judged.unknown.items())
+            listed = ", ".join(
+                f"`{char}` {counted(count, 'time')}" for char, count in judged.unknown.items()
+            )
             console.say(f"{each} cannot write {listed}: they count as errors")
         found.append(judged)
     first = found[0]
@@ -125,6 +128,7 @@ def _show(name: str, found: "Evaluation") -> None:
     from distilkit.audio import clock
     from distilkit.cli import console
     from distilkit.rates import aligned
+    from distilkit.wording import counted
 
     rows = []
     for label, count, (low, high) in (
@@ -136,19 +140,19 @@ def _show(name: str, found: "Evaluation") -> None:
                 label,
                 f"{count.rate:.1%}",
                 f"{low:.1%} to {high:.1%}",
-                str(count.substitutions),
-                str(count.deletions),
-                str(count.insertions),
-                str(count.spoken),
+                f"{count.substitutions:,}",
+                f"{count.deletions:,}",
+                f"{count.insertions:,}",
+                f"{count.spoken:,}",
             )
         )
     columns = ("", "wrong", "95% interval", "other", "missing", "surplus", "said")
-    title = f"{name}: {len(found.utterances)} utterances, {clock(found.seconds)}"
+    title = f"{name}: {counted(len(found.utterances), 'utterance')}, {clock(found.seconds)}"
     console.show(console.table(title, columns, rows), to_result=True)
     speakers = found.speakers()
     if len(speakers) > 1:
         rates = [
-            (who, f"{e.words.rate:.1%}", f"{e.characters.rate:.1%}", str(e.words.spoken))
+            (who, f"{e.words.rate:.1%}", f"{e.characters.rate:.1%}", f"{e.words.spoken:,}")
             for who, e in speakers.items()
         ]
         console.show(
@@ -159,7 +163,7 @@ def _show(name: str, found: "Evaluation") -> None:
         )
     confused = list(found.confusions().items())[:CONFUSED]
     if confused:
-        pairs = [(a or "(nothing)", b or "(nothing)", str(n)) for (a, b), n in confused]
+        pairs = [(a or "(nothing)", b or "(nothing)", f"{n:,}") for (a, b), n in confused]
         title = "\nmost frequent errors"
         console.show(console.table(title, ("said", "heard", "times"), pairs), to_result=True)
     worst = found.worst(WORST)

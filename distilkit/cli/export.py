@@ -74,6 +74,7 @@ def _show(done: "Export") -> None:
     """Print how near the export is to the model, and how fast."""
     from distilkit.cli import console
     from distilkit.export import TIMED_SECONDS, TOLERANCES, beyond
+    from distilkit.wording import counted, size
 
     first = done.checks[0]
     rows = []
@@ -87,13 +88,13 @@ def _show(done: "Export") -> None:
                     str(near.layer),
                     f"{near.cosine:.6f}",
                     f"{near.error:.1e}",
-                    f"{check.milliseconds:.0f} ms" if last else "",
+                    f"{check.milliseconds:,.1f} ms" if last else "",
                     f"{faster:.2f}" if last else "",
                 )
             )
     title = (
-        f"beside the model in fp32, {first.clips} clips of {first.shortest:g} to {first.longest:g} s; "
-        f"time for one of {TIMED_SECONDS:g} s"
+        f"beside the model in fp32, {counted(first.clips, 'clip')} of {first.shortest:g} to "
+        f"{first.longest:g} s; time for one of {TIMED_SECONDS:g} s"
     )
     columns = ("runtime", "layer", "least cosine", "largest error", "time", "times PyTorch")
     console.show(console.table(title, columns, rows), to_result=True)
@@ -101,12 +102,12 @@ def _show(done: "Export") -> None:
         if check.wer is not None:
             console.result(
                 f"words wrong with {check.runtime}: {check.wer[1]:.2%}, the model {check.wer[0]:.2%}, "
-                f"of {check.words}"
+                f"of {counted(check.words or 0, 'word')}"
             )
         elif check.apart is not None:
             console.result(
                 f"words that {check.runtime} writes otherwise than the model: {check.apart:.2%} "
-                f"of {check.words}"
+                f"of {counted(check.words or 0, 'word')}"
             )
     for check in done.checks:
         if found := beyond(check, done.facts["precision"]):
@@ -114,10 +115,10 @@ def _show(done: "Export") -> None:
     least = TOLERANCES[done.facts["precision"]].cosine
     console.result(
         f"{done.folder}\t{done.facts['kind']}\t{done.facts['precision']}, "
-        f"{done.facts['bytes'] / 1e6:.1f} MB\tverified: cosine at least {least}"
+        f"{size(done.facts['bytes'])}\tverified: cosine at least {least}"
     )
     if phone := done.facts.get("mobile"):
         console.result(
-            f"{done.folder / phone['file']}\tfor phones\tfp32, {phone['bytes'] / 1e6:.1f} MB\t"
+            f"{done.folder / phone['file']}\tfor phones\tfp32, {size(phone['bytes'])}\t"
             f"verified: largest error at most {TOLERANCES['fp32'].error:g}"
         )

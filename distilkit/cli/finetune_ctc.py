@@ -178,7 +178,7 @@ def _train(job: "Job", json: bool) -> None:
     if best is not None:
         valid = best["valid"]
         console.say(
-            f"kept step {best['step']}: held-out words wrong {valid['wer']:.1%}, "
+            f"kept step {best['step']:,}: held-out words wrong {valid['wer']:.1%}, "
             f"characters {valid['cer']:.1%}"
         )
     console.say(f"done in {clock(seconds)}")
@@ -189,31 +189,32 @@ def _announce(job: "Job") -> None:
     from distilkit.audio import clock
     from distilkit.cards import text_text, training_text
     from distilkit.cli import console
+    from distilkit.wording import counted
 
     facts = job.facts
     base, size = facts["base"], facts["parameters"]
-    utterances = len(job.train) + len(job.valid)
-    held = f"{len(job.valid)} utterances of {_speakers(facts['valid_speakers'])}"
+    utterances = counted(len(job.train) + len(job.valid), "utterance")
+    held = f"{counted(len(job.valid), 'utterance')} of {_speakers(facts['valid_speakers'])}"
     if not job.valid:
         held = "nothing to tell how the recogniser does on others"
     front = f"{base['format']}, {base['parameters'] / 1e6:.2f} M parameters"
     trained = f"{facts['trained'] / 1e6:.2f} M of {size / 1e6:.2f} M parameters"
     rows = [
         ("model", base["name"], front),
-        ("head", f"{facts['tokenizer']['tokens']} tokens", facts["head"]),
+        ("head", counted(facts["tokenizer"]["tokens"], "token"), facts["head"]),
         ("tokenizer", facts["tokenizer"]["folder"], text_text(job.tokenizer.text)),
         ("trained", trained, training_text(job.recipe)),
-        ("data", ", ".join(facts["layouts"]), f"{utterances} utterances that can be learned"),
+        ("data", ", ".join(facts["layouts"]), f"{utterances} that can be learned"),
         (
             "text",
-            f"{facts['text']['words']} words",
+            counted(facts["text"]["words"], "word"),
             f"of {len(facts['text']['alphabet'])} characters; rare: "
             + (" ".join(facts["text"]["rare"]) or "none"),
         ),
         (
             "to train",
             clock(facts["train_seconds"]),
-            f"{len(job.train)} utterances of {_speakers(facts['train_speakers'])}",
+            f"{counted(len(job.train), 'utterance')} of {_speakers(facts['train_speakers'])}",
         ),
         ("held out", clock(facts["valid_seconds"]), held),
         *((choice.name, choice.value, choice.reason) for choice in job.plan.choices),
@@ -227,4 +228,6 @@ def _announce(job: "Job") -> None:
 
 
 def _speakers(count: int) -> str:
-    return f"{count} speaker{'s' * (count != 1)}" if count else "speakers not known"
+    from distilkit.wording import counted
+
+    return counted(count, "speaker") if count else "speakers not known"

@@ -38,12 +38,38 @@ def inspect(
     if json:
         console.document(facts)
     else:
-        rows = [(key, _text(value)) for key, value in facts.items() if key != "files left out"]
+        rows = [_row(key, value) for key, value in facts.items() if key != "files left out"]
         console.show(console.table("", ("what", "value"), rows), to_result=True)
         for item in left_out:
             console.result(f"left out {item['path']}: {item['reason']}")
     if any(item["kind"] in WRONG for item in left_out):
         raise typer.Exit(1)
+
+
+NAMES = {  # of numbers that people read as times and sizes
+    "hours": "audio",
+    "train seconds": "to train",
+    "held-out seconds": "held out",
+    "seconds a recording": "a recording",
+    "megabytes": "size",
+    "milliseconds for 10 s": "for 10 s",
+}
+
+
+def _row(key: str, value: Any) -> tuple[str, str]:
+    """A fact as people read it: times and sizes with their units."""
+    from distilkit.audio import clock
+    from distilkit.wording import size
+
+    if key == "milliseconds for 10 s":
+        value = {name: f"{number:,.1f} ms" for name, number in value.items()}
+    elif key == "megabytes":
+        value = size(value * 1e6)
+    elif key == "hours":
+        value = clock(value * 3600)
+    elif "seconds" in key.split():
+        value = {k: clock(v) for k, v in value.items()} if isinstance(value, dict) else clock(value)
+    return NAMES.get(key, key), _text(value)
 
 
 def _text(value: Any) -> str:
@@ -53,7 +79,7 @@ def _text(value: Any) -> str:
         return ", ".join(map(str, value)) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return str(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _run(name: str) -> dict[str, Any] | None:

@@ -61,6 +61,7 @@ def layers(
     from distilkit import plan, teachers
     from distilkit.audio import clock
     from distilkit.config import Train
+    from distilkit.wording import counted
 
     if out is not None:
         comparing.check_pictures(out)
@@ -82,7 +83,7 @@ def layers(
     for item in failed:
         console.warn(f"left out {item.path}: {item.reason}")
     if len(result.skipped) > len(failed):
-        console.say(f"left out {len(result.skipped) - len(failed)} files that are not audio")
+        console.say(f"left out {counted(len(result.skipped) - len(failed), 'file')} not audio")
     for note in [*result.notes, *_doubts(result)]:
         console.say(f"note: {note}")
     picked = choices[USUAL].layers if choices else ()
@@ -108,7 +109,9 @@ def layers(
             }
         )
     else:
-        measured = f"{clock(result.seconds)} of audio, {result.used:,} of {result.files:,} files"
+        measured = (
+            f"{clock(result.seconds)} of audio, {result.used:,} of {counted(result.files, 'file')}"
+        )
         _show(result, model, against, measured)
         if default:
             _recommend(choices, default)

@@ -46,6 +46,7 @@ def lm(
 
     from distilkit import ngram, tokenizers
     from distilkit.data.transcripts import texts
+    from distilkit.wording import counted
 
     written = tokenizers.load(tokenizer) if tokenizer else None
     lines, skipped = texts(text, text_column)
@@ -86,12 +87,16 @@ def lm(
         )
         return
     rows = [
-        ("text", f"{sum(map(len, sentences))} words", f"{len(sentences)} sentences"),
-        ("vocabulary", f"{len(vocabulary)} words", "others count as `<unk>`"),
-        *((f"{size}-grams", str(count), "") for size, count in enumerate(model.sizes(), start=1)),
+        (
+            "text",
+            counted(sum(map(len, sentences)), "word"),
+            counted(len(sentences), "sentence"),
+        ),
+        ("vocabulary", counted(len(vocabulary), "word"), "others count as `<unk>`"),
+        *((f"{size}-grams", f"{count:,}", "") for size, count in enumerate(model.sizes(), start=1)),
         (
             "perplexity",
-            "not measured" if perplexity is None else f"{perplexity:.1f}",
+            "not measured" if perplexity is None else f"{perplexity:,.1f}",
             "of a tenth of the sentences, by a model of the others; "
             + ("too few" if unknown is None else f"{unknown:.1%} of its words are unknown"),
         ),

@@ -154,10 +154,13 @@ def _one_task(data: "Sequence[str]") -> None:
 @contextmanager
 def _kept(folder: Path | None) -> "Iterator[Path]":
     """Where frames are kept: in the folder that was asked for, else until the command ends."""
+    from distilkit.cli import console
     from distilkit.data.scan import cache_folder
     from distilkit.leftovers import temporary
 
     if folder is not None:
+        kept_there = f"the frames in `{folder}` are kept, and not computed again"
+        console.interruption(kept_there, console.typed_again())
         yield folder
         return
     with temporary(cache_folder().parent) as kept:

@@ -78,12 +78,12 @@ def push(
 
 def _show(parcel: "Parcel", where: str, private: bool, *, result: bool) -> None:
     """What goes, as a table of files and a table of what else there is to know."""
-    from distilkit.cards import size_text
     from distilkit.cli import console
+    from distilkit.wording import size
 
     sizes = {name: parcel.size(name) for name in parcel.files}
-    rows = [(name, size_text(size)) for name, size in sizes.items()]
-    rows.append(("in all", size_text(sum(sizes.values()))))
+    rows = [(name, size(count)) for name, count in sizes.items()]
+    rows.append(("in all", size(sum(sizes.values()))))
     console.show(console.table("what goes", ("file", "size"), rows), to_result=result)
     to = where if "/" in where else f"YOU/{where}"
     taken = ", ".join(f"{len(found)} out of {name}" for name, found in parcel.cleaned.items())

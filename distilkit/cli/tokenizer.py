@@ -143,6 +143,7 @@ def _show(facts: dict[str, Any], made: "Tokenizer", lines: Sequence[str], kind: 
     """Two tables: the text and its tokens, and some lines before and after normalisation."""
     from distilkit.cards import text_text
     from distilkit.cli import console
+    from distilkit.wording import counted
 
     alphabet, gone = Counter(facts["alphabet"]), Counter(facts["gone"])
     rare = Counter({char: count for char, count in alphabet.items() if count < RARE})
@@ -151,15 +152,23 @@ def _show(facts: dict[str, Any], made: "Tokenizer", lines: Sequence[str], kind: 
         some = lines[:MEASURED]
         share = sum(map(len, some)) / sum(len(made.encode(line)) for line in some)
         sort = f"{kind}: one stands for {share:.1f} characters on average"
-    held = f"in {facts['lines']} lines"
-    held += f", {facts['empty']} of them without a word" if facts["empty"] else ""
+    held = f"in {counted(facts['lines'], 'line')}"
+    held += f", {facts['empty']:,} of them without a word" if facts["empty"] else ""
     rows = [
-        ("text", f"{facts['words']} words", held),
-        ("normalised", f"{facts['changed']} lines", text_text(made.text)),
-        ("taken away", f"{len(gone)} characters", _counts(gone)),
-        ("alphabet", f"{len(alphabet)} characters", _cut("".join(map(_alone, alphabet)), ALPHABET)),
-        ("rare", f"{len(rare)} characters", _counts(rare) or f"each is there {RARE} times or more"),
-        ("tokens", str(len(made)), sort),
+        ("text", counted(facts["words"], "word"), held),
+        ("normalised", counted(facts["changed"], "line"), text_text(made.text)),
+        ("taken away", counted(len(gone), "character"), _counts(gone)),
+        (
+            "alphabet",
+            counted(len(alphabet), "character"),
+            _cut("".join(map(_alone, alphabet)), ALPHABET),
+        ),
+        (
+            "rare",
+            counted(len(rare), "character"),
+            _counts(rare) or f"each is there {RARE} times or more",
+        ),
+        ("tokens", f"{len(made):,}", sort),
     ]
     console.show(console.table("distilkit tokenizer", ("what", "value", "which"), rows))
     if facts["examples"]:
@@ -199,7 +208,7 @@ def _examples(pairs: Sequence[tuple[str, str]], gone: set[str]) -> list[tuple[st
 
 def _counts(counted: Counter[str]) -> str:
     """Characters with their counts, the most frequent first."""
-    shown = ", ".join(f"{_shown(char)} {count}" for char, count in counted.most_common(SIGNS))
+    shown = ", ".join(f"{_shown(char)} {count:,}" for char, count in counted.most_common(SIGNS))
     more = len(counted) - SIGNS
     return f"{shown} and {more} more" if more > 0 else shown
 

@@ -77,6 +77,7 @@ def transcribe(
     from distilkit import transcribe as writing
     from distilkit.captions import FORMATS
     from distilkit.data import Found, find
+    from distilkit.wording import counted
 
     if streams:
         search = searching(lm, beam, lm_weight, word_bonus)
@@ -102,6 +103,10 @@ def transcribe(
         done=begun.has,
     )
     skipped, done = list["Skipped"](), 0
+    written = f"written to `{out}`" if out else "printed"
+    console.interruption(
+        lambda: f"{done:,} of {counted(len(found), 'file')} transcribed and {written}"
+    )
     for item in _usable(results, len(found), skipped):
         done += 1
         if isinstance(item, Found):
@@ -114,7 +119,7 @@ def transcribe(
             console.result(f"{item.file}\t{text}" if several and format == "txt" else text)
     failed = sum(item.kind == "unusable" for item in skipped)
     if len(skipped) > failed:
-        console.say(f"left out {len(skipped) - failed} files that are not audio")
+        console.say(f"left out {counted(len(skipped) - failed, 'file')} not audio")
     begun.end()
     if not done:
         raise DistilkitError("nothing to transcribe", f"distilkit inspect {inputs[0]}")
@@ -168,7 +173,7 @@ def _live(
 
     from distilkit import transcribe as writing
     from distilkit.audio import live
-    from distilkit.cli import Interrupted
+    from distilkit.cli import Interrupted, console
     from distilkit.errors import DistilkitError
 
     if out is not None:
@@ -205,6 +210,7 @@ def _live(
     if format == "txt":
         print(flush=True)
     if ended:
+        console.interruption("all that was heard is printed")
         raise Interrupted
 
 

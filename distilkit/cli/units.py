@@ -64,6 +64,7 @@ def units(
     from distilkit import units as hidden
     from distilkit.audio import clock
     from distilkit.config import Train
+    from distilkit.wording import counted
 
     encoder, called = None, ("", "")
     if model:
@@ -71,6 +72,9 @@ def units(
         called = (model, checkpoint.source)
         for note in checkpoint.notes:
             console.say(f"model: {note}")
+    console.interruption(
+        "what was found is kept beside it, and not done again", console.typed_again()
+    )
     made = hidden.units(
         audio,
         out,
@@ -106,8 +110,12 @@ def units(
         )
     else:
         rows = [
-            ("units of", source, f"{clock(made.seconds)} in {made.windows} windows"),
-            ("units", str(count), f"{made.used} occur, worth {made.perplexity:.0f} as likely"),
+            ("units of", source, f"{clock(made.seconds)} in {counted(made.windows, 'window')}"),
+            (
+                "units",
+                f"{count:,}",
+                f"{made.used:,} occur, worth {made.perplexity:,.0f} equally likely ones",
+            ),
             ("a unit lasts", f"{made.run_frames * 20:.0f} ms", "on average"),
         ]
         console.show(console.table("distilkit units", ("what", "value", "which"), rows))

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distilkit.cards import head, hub_id, licence_of, public, size_text, terms
+from distilkit.cards import head, hub_id, licence_of, public, terms
 from distilkit.export.verify import ROUNDS, TIMED_SECONDS, Checked
+from distilkit.wording import size
 
 SCRIPT = "run.py"  # what runs the folder on a device
 
@@ -40,7 +41,7 @@ def card(facts: dict[str, Any], checks: Sequence[Checked], source: str | Path) -
             f"# {public(name, source)}, exported",
             "",
             f"A {facts['parameters'] / 1e6:.2f} M {facts['kind']} ({facts['family']}) as ONNX, {stored}, "
-            f"{size_text(facts['bytes'])}. Made by {facts['made_by']}.",
+            f"{size(facts['bytes'])}. Made by {facts['made_by']}.",
             "",
             "```",
             "pip install onnxruntime soundfile numpy",
@@ -76,7 +77,7 @@ def _phone(told: dict[str, Any]) -> list[str]:
         "## On a phone",
         "",
         f"`{told['file']}` is the same model as an ExecuTorch program, weights in fp32, "
-        f"{size_text(told['bytes'])}, computed by XNNPACK. Its method `forward` takes one clip, float32 "
+        f"{size(told['bytes'])}, computed by XNNPACK. Its method `forward` takes one clip, float32 "
         f"(1, samples), {told['shortest']} to {told['longest']} samples, as it was recorded, and gives "
         f"`{'`, `'.join(told['outputs'])}`, in this order. Kotlin, Swift and C++ load it with ExecuTorch's "
         "own library; so does Python:",
