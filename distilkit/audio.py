@@ -329,6 +329,7 @@ def _ffmpeg_frames(path: Path) -> Iterator[tuple[int, Samples]]:
         f"file:{path}",
         format=HEADERLESS.get(path.suffix.lower()),
         options={"protocol_whitelist": "file", "format_whitelist": FORMATS},
+        metadata_errors="replace",  # titles in other encodings are no reason
     ) as container:
         if not container.streams.audio:
             raise AudioError(f"`{path}` has no audio stream")

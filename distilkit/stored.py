@@ -36,6 +36,7 @@ from distilkit import config, leftovers
 from distilkit.audio import SAMPLE_RATE, frames
 from distilkit.batches import Batch, load, out_of_memory
 from distilkit.errors import DistilkitError
+from distilkit.hub import enclosed
 from distilkit.listeners import in_order
 from distilkit.runs import make_parent, parse_json, read_object, replacing
 from distilkit.targets import Targets
@@ -112,6 +113,7 @@ class Store:
                 f"`{folder}` holds targets of something else: `{differ[0] if differ else 'more'}` differs",
                 _anew(folder),
             )
+        enclosed(folder)  # it is written to
         self._places: dict[str, Place] = {}
         self._files: dict[str, IO[bytes]] = {}
         self._right: set[str] = set()  # windows whose bytes were checked in this process

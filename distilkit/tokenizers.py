@@ -483,6 +483,8 @@ def load(folder: Path) -> Tokenizer:
 
 def _problem(stock: Any) -> str | None:
     """Why a tokenizer cannot serve for CTC, if it cannot."""
+    if not isinstance(stock.model_max_length, int | float):
+        return "its `model_max_length` is no number"
     if stock.pad_token_id is None:
         return "it has no padding token, CTC's blank"
     ids = sorted(stock.get_vocab().values())

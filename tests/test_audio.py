@@ -263,6 +263,14 @@ def test_formats_of_ffmpeg(tmp_path: Path, name: str) -> None:
     assert alike(heard, 2, shift) > (0.98 if shift > 1 else 0.99)
 
 
+def test_titles_in_another_encoding(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mkv", tone(2, 16000)[:, 0], "flac", 16000)
+    data = path.read_bytes()
+    assert b"ENCODER" in data
+    path.write_bytes(data.replace(b"ENCODER", b"ENC\xd6DER"))
+    assert abs(len(load(path)) - 32000) < 2500
+
+
 def test_the_sound_of_a_video(tmp_path: Path) -> None:
     path = encode(tmp_path / "a.mp4", tone(3)[:, 0], "aac", 16000, video=True)
     assert abs(len(load(path)) - 48000) < 2500

@@ -467,6 +467,33 @@ def test_sound_in_an_archive_that_cannot_be_decoded_is_named_there(folder: Path)
     assert "cache" not in item.reason
 
 
+@pytest.mark.parametrize(
+    ("kind", "place", "said"),
+    [
+        (tarfile.GNU_FORMAT, "a.tar/0.wav", "the archive ends after "),
+        (tarfile.PAX_FORMAT, "a.tar", "not a whole archive: "),  # its header has a size too
+    ],
+)
+def test_an_archive_that_promises_more_than_the_memory_holds(
+    folder: Path, kind: int, place: str, said: str
+) -> None:
+    shard, file = folder / "a.tar", write(folder / "in" / "0.wav", 1)
+    with tarfile.open(shard, "w", format=kind, pax_headers={"comment": "x"}) as tar:
+        tar.add(file, "0.wav")
+    file.unlink()
+    data = bytearray(shard.read_bytes())
+    data[124:136] = b"\x80" + (1 << 55).to_bytes(11, "big")  # its size, as large ones are written
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data[:512])  # the checksum of its header
+    shard.write_bytes(data)
+    for seed in (2, 3, 4):
+        write(folder / f"{seed}.wav", seed)
+    found = collect([folder], SETTINGS)
+    assert ids(found) == {"2.wav", "3.wav", "4.wav"}
+    reasons = {item.path.removeprefix(f"{folder}/"): item.reason for item in found.skipped}
+    assert reasons[place].startswith(said)
+
+
 def test_sound_out_of_an_archive_is_kept_whole(folder: Path, cache: Path) -> None:
     files = [write(folder / f"{seed}.wav", seed) for seed in range(2)]
     shard = pack(folder.parent / "x.tar", *files)

@@ -225,9 +225,18 @@ def test_python_in_the_pages_runs(
             for old, new in INSTEAD.items():
                 used |= {old} if old in code else set()
                 code = code.replace(old, new)
-            import time; b=time.process_time()
+            import time
+
+            b = time.process_time()
             exec(compile(code, page, "exec"), space)
-            print("BLOCK", page, code.splitlines()[3][:40], time.process_time()-b, file=sys.__stdout__, flush=True)  # noqa: S102
+            print(
+                "BLOCK",
+                page,
+                code.splitlines()[3][:40],
+                time.process_time() - b,
+                file=sys.__stdout__,
+                flush=True,
+            )  # noqa: S102
         if page == "README.md":
             assert space["frames"].shape[2] == 32
     assert used == set(INSTEAD)

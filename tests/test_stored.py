@@ -293,6 +293,17 @@ def test_a_damaged_journal_costs_its_lines_only(
     assert len(Store(tmp_path, WHAT).missing(windows)) == 5
 
 
+def test_a_journal_that_lies_elsewhere_is_not_followed(
+    windows: list[MonoCut], live: LiveTargets, tmp_path: Path
+) -> None:
+    filled(tmp_path / "kept", windows, live)
+    (tmp_path / "canary").write_text("mine")
+    (tmp_path / "kept" / "part-1.jsonl").symlink_to("../canary")
+    with pytest.raises(DistilkitError, match="is a link to"):
+        Store(tmp_path / "kept", WHAT)
+    assert (tmp_path / "canary").read_text() == "mine"
+
+
 @pytest.mark.parametrize("lie", [{"size": 7}, {"size": 0}, {"powers": []}, {"at": 1}])
 def test_a_journal_that_lies_is_one_error(
     windows: list[MonoCut], live: LiveTargets, tmp_path: Path, lie: dict[str, object]

@@ -432,6 +432,9 @@ REFUSED: dict[str, tuple[Edit, str, str]] = {
     "heads that do not fit": (
         configure(num_attention_heads=5), "the settings in `FOLDER` do not fit: embed_dim must be divisible by num_heads", AGAIN,
     ),
+    "less than no heads": (
+        configure(num_attention_heads=-1), "the settings in `FOLDER` do not fit: -1 attention heads", AGAIN,
+    ),
     "other frames": (
         configure(conv_stride=[5, 2, 2, 2, 2, 2, 1]),
         "`FOLDER` makes a frame of 400 samples every 160; only models with frames of 400 every 320 can be read",

@@ -533,6 +533,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "no table": (vocabulary(["a"]), NONE),
     "no numbers": (vocabulary({"<pad>": "x", "a": "0"}), NONE),
     "gaps": (vocabulary({**VOCABULARY, "Z": 99}), NOT + "its tokens are not numbered from 0"),
+    "a limit that is no number": (vocabulary(VOCABULARY, model_max_length="x"), NOT + "its `model_max_length` is no number"),
     "no blank": (vocabulary(VOCABULARY, pad_token=None), NOT + "it has no padding token"),
     "no tokens": (vocabulary({"<pad>": 0, "<unk>": 1, "<s>": 2, "</s>": 3, "|": 4}), NOT + "it has no tokens"),
     "plain": (plain_fast, NOT + "it does not join repeats and drop blanks"),

@@ -45,8 +45,9 @@ def listed(archive: Path) -> Iterator[Held]:
                         size=member.size,
                         problem="" if whole else "a link, or no plain file, in an archive",
                     )
-    except (tarfile.TarError, OSError, ValueError) as error:
-        raise AudioError(f"not a whole archive: {error}") from error
+    except (tarfile.TarError, OSError, ValueError, MemoryError, OverflowError) as error:
+        said = error or "it promises more than the memory holds"
+        raise AudioError(f"not a whole archive: {said}") from error
     if empty:
         raise AudioError("an archive without files")
 
@@ -60,7 +61,8 @@ def read(held: Held) -> bytes:
     try:
         with held.archive.open("rb") as file:
             file.seek(held.at)
-            found = file.read(held.size)
+            there = max(0, os.fstat(file.fileno()).st_size - held.at)  # room for what is promised
+            found = file.read(min(held.size, there))
     except OSError as error:
         raise AudioError(error.strerror or str(error)) from error
     if len(found) < held.size:

@@ -190,8 +190,8 @@ margin-right:.35rem;border-radius:2px}
 .legend i[class^=bar]{width:.75rem;height:.75rem;border:0;vertical-align:-.06em;background:var(--c)}
 .l0,.bar0{--c:var(--c0)}.l1,.bar1{--c:var(--c1)}.l2{--c:var(--c2)}.l3{--c:var(--c3)}.l4{--c:var(--c4)}
 .l5{--c:var(--c5)}
-.frame{display:grid;margin-top:.5rem;grid-template-columns:calc(var(--y) + .6rem) 1fr;font-size:.8rem;color:var(--soft);
-font-variant-numeric:tabular-nums}
+.frame{display:grid;grid-template-columns:calc(var(--y) + .6rem) 1fr;margin-top:.5rem;font-size:.8rem;
+color:var(--soft);font-variant-numeric:tabular-nums}
 .y,.x,.plot{position:relative}.plot{height:13rem;border-bottom:1px solid var(--soft)}
 .full .plot{height:17rem}
 .y span{position:absolute;right:.5rem;transform:translateY(50%);white-space:nowrap;line-height:1}

@@ -123,6 +123,8 @@ def empty(
         layers, convs = shape.num_hidden_layers, len(shape.conv_dim)
         if layers > MOST_LAYERS or convs > MOST_LAYERS:
             raise ValueError(f"{layers} layers and {convs} convolutions")
+        if shape.num_attention_heads < 1:  # less than none divides every width
+            raise ValueError(f"{shape.num_attention_heads} attention heads")
         with torch.device("meta"):
             model: AnyModel = kind(shape)
     except Exception as error:  # heads that do not divide the width, and the like
