@@ -314,6 +314,8 @@ def _ffmpeg_blocks(path: Path) -> Iterator[Samples]:
 
     try:
         yield from _resampled(path, _ffmpeg_frames(path))
+    except av.ArgumentError as error:  # what it was found to be is not among FORMATS
+        raise AudioError(f"`{path}` is in no format of sound that is read") from error
     except av.FFmpegError as error:
         raise AudioError(
             f"`{path}` cannot be decoded: {error.strerror or type(error).__name__}"

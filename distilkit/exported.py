@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from distilkit import config
-from distilkit.audio import Samples, frames
+from distilkit.audio import SAMPLE_RATE, Samples, frames
 from distilkit.errors import DistilkitError
 from distilkit.hub import EXPORTED
 from distilkit.listeners import Frames, LogProbs
@@ -29,6 +29,8 @@ LOGPROBS = "logprobs"  # a recogniser's output; those of layers are `layer_0` an
 WAVE = "wave"  # the input, (B, S)
 INSTALL = "pip install 'distilkit[export]'"
 MOST_LAYERS = 1000
+FIRST, SECOND = 10, 35  # frames of `known_sound`
+NEAR = 0.9  # the least cosine of what sets them apart
 CHOICE = "DISTILKIT_RUNTIME"  # an environment variable that names one of RUNTIMES
 COUNTING = "ORT_DISABLE_TELEMETRY"  # one of onnxruntime's: with it, it does not count its use for its maker
 
@@ -62,6 +64,7 @@ class Exported:
     facts: dict[str, Any]  # of export.json
     runtime: str  # key of RUNTIMES
     run: Run
+    notes: tuple[str, ...] = ()  # what the user should read about it
 
     @property
     def depth(self) -> int:
@@ -98,6 +101,18 @@ class Exported:
         tokens = len(self.facts["tokens"])
         return [self._ask(clip, [LOGPROBS], tokens)[0][0] for clip in clips]
 
+    def is_known(self) -> bool:
+        """Whether it gives here what the model itself gave where it was exported.
+
+        A runtime may go wrong on one processor and not on another.
+        """
+        wanted = np.asarray(self.facts["known"], np.float32)
+        if not len(wanted):
+            return True
+        (states,) = self.states([known_sound()], [self.depth])
+        found = contrast(states)
+        return bool(found @ wanted >= NEAR * np.linalg.norm(found) * np.linalg.norm(wanted))
+
     def _ask(self, clip: Samples, names: Sequence[str], width: int) -> list[Given]:
         """What the file computes of a clip, (1, T, D) each.
 
@@ -126,6 +141,21 @@ class Exported:
                     _again(self.facts, self.folder),
                 )
         return found
+
+
+def contrast(states: Frames) -> npt.NDArray[np.float32]:
+    """What sets two frames of a layer apart, (D,): what all frames share does not count.
+
+    Args:
+        states: one layer of `known_sound`, (1, T, D).
+    """
+    return np.asarray(states[0, FIRST] - states[0, SECOND], np.float32)
+
+
+def known_sound() -> Samples:
+    """A second that is the same everywhere: a tone that rises from 100 to 4,100 Hz."""
+    seconds = np.arange(SAMPLE_RATE) / SAMPLE_RATE
+    return np.asarray(0.1 * np.sin(2 * np.pi * (100 * seconds + 2000 * seconds**2)), np.float32)
 
 
 def _one(clip: Samples) -> npt.NDArray[np.float32]:
@@ -186,6 +216,13 @@ class _Facts(BaseModel):
     width: Annotated[int, Field(ge=1)]
     source: _Origin
     milliseconds: dict[str, float] = {}
+    known: list[float] = []  # `contrast` as the model itself has it; older exports do not say
+
+    @model_validator(mode="after")
+    def _known_is_a_vector(self) -> Self:
+        if self.known and len(self.known) != self.width:
+            raise ValueError(f"`known` has {len(self.known)} numbers, not {self.width}")
+        return self
 
 
 class _RecogniserFacts(_Facts):
@@ -196,7 +233,7 @@ class _RecogniserFacts(_Facts):
     text: config.Text
 
     @model_validator(mode="after")
-    def _blank_is_a_token(self) -> "_RecogniserFacts":
+    def _blank_is_a_token(self) -> Self:
         if self.blank >= len(self.tokens):
             raise ValueError(f"there is no token {self.blank}")
         return self
@@ -209,11 +246,11 @@ def load(name: str, path: Path, *, recogniser: bool = False, runtime: str = "") 
         name: what the user calls it.
         path: its folder.
         recogniser: whether it has to be one.
-        runtime: key of RUNTIMES; empty for the faster one of those that are installed.
+        runtime: key of RUNTIMES; empty for the fastest of those that are installed and right here.
 
     Raises:
         DistilkitError: no recogniser where one is wanted; a damaged folder, or a model file that is not
-            the one that was exported; no runtime.
+            the one that was exported; no runtime, or none that gives what the model gave.
     """
     facts = read(path)
     if recogniser and facts["kind"] != "recogniser":
@@ -229,19 +266,38 @@ def load(name: str, path: Path, *, recogniser: bool = False, runtime: str = "") 
             f"`{file}` is not the file that was exported: damaged, or another one in its place",
             _again(facts, path),
         )
-    chosen = runtime or _chosen(facts)
+    notes: list[str] = []
+    names = [runtime] if runtime else _order(facts)
+    for chosen in names:
+        made = Exported(
+            folder=path, facts=facts, runtime=chosen, run=_run(name, chosen, file), notes=(*notes,)
+        )
+        if made.is_known():
+            return made
+        notes.append(f"{chosen} is not used: on this processor it gives something else")
+    raise DistilkitError(
+        f"`{name}` gives something else here than when it was exported, with {' and '.join(names)}",
+        f"{CHOICE}={DEVICE}, or {_again(facts, path)}",
+    )
+
+
+def _run(name: str, runtime: str, file: Path) -> Run:
+    """A file, ready to be run.
+
+    Raises:
+        DistilkitError: the runtime is missing, or cannot load it.
+    """
     try:
-        run = RUNTIMES[chosen].load(file)
+        return RUNTIMES[runtime].load(file)
     except ImportError as error:
         raise DistilkitError(
-            f"`{name}` is an exported model, and {RUNTIMES[chosen].package} is missing", INSTALL
+            f"`{name}` is an exported model, and {RUNTIMES[runtime].package} is missing", INSTALL
         ) from error
     except DistilkitError:
         raise
     except Exception as error:  # the runtimes raise what they like
         said = str(error).strip().partition("\n")[0]
-        raise DistilkitError(f"{chosen} cannot load `{file}`: {said}", INSTALL) from error
-    return Exported(folder=path, facts=facts, runtime=chosen, run=run)
+        raise DistilkitError(f"{runtime} cannot load `{file}`: {said}", INSTALL) from error
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -282,8 +338,8 @@ def installed() -> list[str]:
     return [name for name, runtime in RUNTIMES.items() if find_spec(runtime.package)]
 
 
-def _chosen(facts: dict[str, Any]) -> str:
-    """The runtime that was asked for, else the fastest of those that were verified and are installed.
+def _order(facts: dict[str, Any]) -> list[str]:
+    """The runtime that was asked for, else those that were verified and are installed, the fastest first.
 
     Which is fastest is known on the processor that the model was exported on; on others it is the first of
     RUNTIMES.
@@ -294,12 +350,12 @@ def _chosen(facts: dict[str, Any]) -> str:
                 f"`{CHOICE}={asked}`: no such runtime",
                 " or ".join(f"{CHOICE}={x}" for x in RUNTIMES),
             )
-        return asked
+        return [asked]
     timed = facts.get("milliseconds", {})
     there = [name for name in installed() if name in timed]
     if facts.get("processor") == processor():
         there.sort(key=timed.__getitem__)
-    return there[0] if there else DEVICE
+    return there or [DEVICE]
 
 
 def processor() -> str:

@@ -55,7 +55,9 @@ def recogniser(name: str) -> Opened[Hears]:
 def _exported(name: str, *, recogniser: bool = False) -> Opened[Exported]:
     found = exported.load(name, locate(name), recogniser=recogniser)
     note = f"exported, {found.facts['precision']}, run by {found.runtime}"
-    return Opened(listener=found, source=str(locate(name)), device="cpu", notes=(note,))
+    return Opened(
+        listener=found, source=str(locate(name)), device="cpu", notes=(*found.notes, note)
+    )
 
 
 def _device() -> str:

@@ -120,7 +120,7 @@ def too_short(folder: Path) -> None:
 
 
 UNUSABLE = {
-    text_named_wav: "has no audio stream",
+    text_named_wav: "is in no format of sound that is read",
     zero_bytes: "is empty (0 bytes)",
     truncated_flac: "is damaged: ",
     nan_samples: "holds values that are not finite numbers",
@@ -456,7 +456,7 @@ def test_embed_reports_failures_with_status_1(run: Run, speech: Path, teacher_fo
     Path("x.wav").write_text("no audio")
     code, out, err = run("embed", "x.wav", speech / "b" / "clip01.wav", "--model", teacher_folder)
     assert code == 1
-    assert out.startswith("embeddings\t1 files")
+    assert out.startswith("embeddings\t1 file\t")
     assert "left out x.wav: cannot be decoded" in err
     assert np.load("embeddings/clip01.npy").shape == (42, 32)
 

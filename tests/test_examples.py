@@ -97,7 +97,7 @@ def test_search(example: Example, words: Path) -> None:
     assert near == sorted(near, key=lambda pair: -float(pair[1]))
     sizes = re.findall(r"^group \d, (\d+) recordings", printed, re.MULTILINE)
     assert sum(map(int, sizes)) == len(names) == VOICES * COUNT
-    assert "36 recordings, 1 files left out" in printed
+    assert "36 recordings, 1 left out" in printed
 
 
 def test_recogniser(example: Example, words: Path, tmp_path: Path) -> None:

@@ -337,6 +337,7 @@ LIES: dict[str, dict[str, object]] = {
     "no source": {"source": "base"},
     "no times": {"milliseconds": [1, 2]},
     "another kind": {"kind": "decoder"},
+    "another length": {"known": [1.0]},
 }
 
 
@@ -379,6 +380,7 @@ def broken(folder: Path, how: str) -> None:
         ("no layers", "is damaged: `layers`: input should be less than or equal to 1000", "again"),
         ("no source", "is damaged: `source`: input should be a valid dictionary", "again"),
         ("no times", "is damaged: `milliseconds`: input should be a valid dictionary", "again"),
+        ("another length", "`known` has 1 numbers, not 32", "again"),
         ("another kind", "is damaged: `kind`: input should be 'encoder' or 'recogniser'", "again"),
         ("rubbish", "onnxruntime cannot load", "pip install"),
     ],
@@ -416,7 +418,7 @@ def test_a_model_that_is_not_what_is_said_of_it(
     with pytest.raises(
         DistilkitError, match=r"gives `layer_1` as \(1, 24, 32\), and export.json says"
     ):
-        changed(width=33).states([clip], [1])
+        changed(width=33, known=[]).states([clip], [1])
     with pytest.raises(DistilkitError, match="gives `logprobs` as"):
         changed(tokens=["<pad>", "a"], blank=0).logprobs([clip])
     with pytest.raises(DistilkitError, match="cannot run `.*model.onnx`: "):
@@ -544,6 +546,8 @@ def test_low_arithmetic_is_used_where_it_is_near_enough(
 ) -> None:
     """A runtime that is off is said and not used; the one that devices have decides what is kept."""
     monkeypatch.setattr(exported, "bf16_is_fast", lambda: True)
+    near = exported.Runtime(package="openvino", load=exported.RUNTIMES["openvino"].load, low=True)
+    monkeypatch.setitem(exported.RUNTIMES, "openvino-bf16", near)  # on some processors it is not
     done = export(str(sources / "base"), tmp_path / "near", precision="int8")
     assert "openvino-bf16" in done.facts["milliseconds"]
     good = exported.RUNTIMES["onnxruntime"].load
@@ -560,6 +564,37 @@ def test_low_arithmetic_is_used_where_it_is_near_enough(
     assert "openvino-bf16" not in (tmp_path / "off" / "README.md").read_text()
     done = export(str(sources / "base"), tmp_path / "exact")
     assert [check.runtime for check in done.checks] == RUNTIMES
+
+
+def test_a_runtime_that_goes_wrong_on_this_processor_is_not_used(
+    exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(exports / "hears", tmp_path / "x")
+    facts = json.loads((tmp_path / "x" / "export.json").read_text())
+    assert len(facts["known"]) == facts["width"]
+    facts["milliseconds"] = {name: float(place) for place, name in enumerate(RUNTIMES)}
+    (tmp_path / "x" / "export.json").write_text(json.dumps(facts))
+    good = exported.RUNTIMES["openvino"].load
+
+    def off(file: Path) -> exported.Run:
+        run = good(file)
+        return lambda wave_BS, names: [given[..., ::-1] for given in run(wave_BS, names)]
+
+    monkeypatch.setitem(
+        exported.RUNTIMES, "openvino", exported.Runtime(package="openvino", load=off)
+    )
+    found = models.recogniser(str(tmp_path / "x"))
+    assert found.listener.runtime == "onnxruntime"  # type: ignore[attr-defined]
+    assert found.notes[0] == "openvino is not used: on this processor it gives something else"
+    monkeypatch.setenv("DISTILKIT_RUNTIME", "openvino")
+    with pytest.raises(
+        DistilkitError, match="gives something else here .*, with openvino$"
+    ) as told:
+        models.recogniser(str(tmp_path / "x"))
+    assert told.value.hint.startswith("DISTILKIT_RUNTIME=onnxruntime, or distilkit export ")
+    del facts["known"]  # as before it was kept
+    (tmp_path / "x" / "export.json").write_text(json.dumps(facts))
+    assert models.recogniser(str(tmp_path / "x")).notes[0].endswith("run by openvino")
 
 
 def test_the_runtime_can_be_named(exports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -634,6 +669,8 @@ def test_export_says_how_near_it_is(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    loose = replace(verify.TOLERANCES["int8"], wer=1.0)  # a head that knows nothing
+    monkeypatch.setitem(verify.TOLERANCES, "int8", loose)
     out, _ = run(
         monkeypatch, capsys, "export", sources / "hears", "--out", tmp_path / "x", "--int8"
     )

@@ -420,6 +420,7 @@ def test_a_gpu_that_waits_for_audio_is_told_of(
 ) -> None:
     lines: list[str] = []
     monkeypatch.setattr(console, "say", lines.append)
+    monkeypatch.setattr(console, "warn", lines.append)
     monkeypatch.setattr(plan, "peak_gib", lambda device: 0.0)
     decided = plan.Plan(
         steps=4, steps_per_pass=1, micro_seconds=4.0, workers=3, precision="fp32", device=device,

@@ -369,7 +369,7 @@ def test_lm_of_a_text_file(run: Run, tmp_path: Path) -> None:
     kept, held = held_out(sentences)
     assert f"{train(kept).perplexity(held):.1f}" in err
     for count in train(sentences).sizes():
-        assert f" {count} " in err
+        assert f" {count:,}\n" in err
 
 
 def test_lm_as_json(run: Run, tmp_path: Path) -> None:

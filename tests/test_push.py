@@ -60,7 +60,7 @@ def made(
     (place / "exported").mkdir()
     (place / "exported" / exported.MODEL).write_bytes(b"as if it were a graph" * 999)
     facts = {
-        "format": 1, "kind": "encoder", "precision": "int8", "bytes": 1, "parameters": 1, "layers": 1, "width": 8,
+        "format": 1, "made_by": "distilkit", "kind": "encoder", "precision": "int8", "bytes": 1, "parameters": 1, "layers": 1, "width": 8,
         "sha256": digest(place / "exported" / exported.MODEL), "source": {"name": str(place / "mine")},
     }  # fmt: skip
     (place / "exported" / "export.json").write_text(json.dumps(facts))
@@ -226,8 +226,8 @@ REFUSED: dict[Callable[[Path], None], tuple[str, str]] = {
     broken_card: ("the metadata of `runs/mine/student/README.md` is damaged: ", "mend the lines between"),
     cut_weights: ("`runs/mine/student` cannot be loaded: ", ""),
     not_finite: (
-        "`runs/mine/student/model.safetensors` is damaged: `encoder.layer_norm.bias` holds values that are not",
-        "make the folder again",
+        "weights in `runs/mine/student` are not finite numbers (NaN or inf): `encoder.layer_norm.bias`",
+        "",
     ),
     cut_settings: ("`runs/mine/student", ""),
     no_weights: ("`runs/mine/student` holds no weights: none of model.safetensors", ""),

@@ -17,6 +17,32 @@ if TYPE_CHECKING:
 
 Task = Literal["pr", "ks", "ic", "sid", "er", "asr", "qbe", "sf", "asv", "sd", "all"]
 
+Lexicon = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="A word and its phones on each line, for `pr`.",
+        show_default="the column phones, else the CMU dictionary or eSpeak",
+    ),
+]
+Features = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Keep computed frames in this folder, for the next time.",
+        show_default="none: not kept",
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        metavar="PROCESSES",
+        min=0,
+        help="Processes that train heads; 0: this one.",
+        show_default="one a core",
+    ),
+]
+
 
 def probe(
     task: Annotated[
@@ -42,14 +68,7 @@ def probe(
             show_default="known by its name",
         ),
     ] = None,
-    lexicon: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="A word and its phones on each line, for `pr`.",
-            show_default="the column phones, else the CMU dictionary or eSpeak",
-        ),
-    ] = None,
+    lexicon: Lexicon = None,
     text_column: options.TextColumn = "",
     folds: Annotated[
         int, typer.Option(metavar="PARTS", min=3, help="Parts that the data is split into.")
@@ -57,23 +76,8 @@ def probe(
     floors: Annotated[
         bool, typer.Option(help="Log-mel and random weights beside the models.")
     ] = True,
-    features: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Keep computed frames in this folder, for the next time.",
-            show_default="none: not kept",
-        ),
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            metavar="PROCESSES",
-            min=0,
-            help="Processes that train heads; 0: this one.",
-            show_default="one a core",
-        ),
-    ] = None,
+    features: Features = None,
+    workers: Workers = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write a page to this file, HTML.", show_default="none"),

@@ -21,6 +21,17 @@ if TYPE_CHECKING:
 TranscriptFormat = Literal["txt", "json", "srt", "vtt"]
 
 
+Delay = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS",
+        min=4.0,
+        help="From a word in `-` to its text, computing left out.",
+        show_default="60, as for a file",
+    ),
+]
+
+
 def transcribe(
     inputs: Annotated[
         list[str],
@@ -47,15 +58,7 @@ def transcribe(
         ),
     ] = None,
     rate: options.Rate = 16_000,
-    delay: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SECONDS",
-            min=4.0,
-            help="From a word in `-` to its text, computing left out.",
-            show_default="60, as for a file",
-        ),
-    ] = None,
+    delay: Delay = None,
 ) -> None:
     """Write down what is said in recordings.
 

@@ -7,6 +7,17 @@ import typer
 
 from distilkit.cli import options
 
+Layer = Annotated[
+    int | None,
+    typer.Option(metavar="LAYER", min=0, help="Layer of the model.", show_default="the middle one"),
+]
+Codebook = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PATH", help="Use this codebook in place of finding one.", show_default="none"
+    ),
+]
+
 
 def units(
     audio: Annotated[list[str], typer.Argument(help="Folders, files, archives, lhotse manifests.")],
@@ -17,21 +28,11 @@ def units(
         str | None,
         options.model_named("Checkpoint, run, hub id or `tiny`.", "none: units of MFCC"),
     ] = None,
-    layer: Annotated[
-        int | None,
-        typer.Option(
-            metavar="LAYER", min=0, help="Layer of the model.", show_default="the middle one"
-        ),
-    ] = None,
+    layer: Layer = None,
     clusters: Annotated[
         int, typer.Option(metavar="UNITS", min=2, help="How many units to find.")
     ] = 100,
-    codebook: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PATH", help="Use this codebook in place of finding one.", show_default="none"
-        ),
-    ] = None,
+    codebook: Codebook = None,
     normalise: Annotated[
         bool,
         typer.Option(
@@ -45,7 +46,7 @@ def units(
     seed: Annotated[
         int, typer.Option(metavar="SEED", min=0, help="Seed of audio and clusters.")
     ] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: options.Json = False,
 ) -> None:
     """Cluster frames into hidden units, as HuBERT does, and write the units of each recording.
 
@@ -109,13 +110,10 @@ def units(
             }
         )
     else:
+        occur = f"{made.used:,} occur, worth {made.perplexity:,.0f} equally likely ones"
         rows = [
             ("units of", source, f"{clock(made.seconds)} in {counted(made.windows, 'window')}"),
-            (
-                "units",
-                f"{count:,}",
-                f"{made.used:,} occur, worth {made.perplexity:,.0f} equally likely ones",
-            ),
+            ("units", f"{count:,}", occur),
             ("a unit lasts", f"{made.run_frames * 20:.0f} ms", "on average"),
         ]
         console.show(console.table("distilkit units", ("what", "value", "which"), rows))

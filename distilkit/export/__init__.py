@@ -87,6 +87,8 @@ def export(
             "sha256": digest(folder / MODEL),
             "bytes": (folder / MODEL).stat().st_size,
         }
+        (states,) = encoder.states([exported.known_sound()], [encoder.depth])
+        known = [float(f"{value:.4g}") for value in exported.contrast(states)]
         _write(folder, facts)
         checks = []
         for runtime in _runtimes(precision):
@@ -98,6 +100,7 @@ def export(
         kept = [check for check in checks if not beyond(check, precision)]
         facts |= {
             "processor": exported.processor(),
+            "known": known,
             "milliseconds": {check.runtime: check.milliseconds for check in kept},
             "checked": [asdict(check) for check in checks],
         }

@@ -2,7 +2,7 @@
 
 A small head is trained on frozen frames of each model, and tested on speakers that it never heard.
 `log-mel` needs no model: what it can do was never the model's merit. The command for this is
-`distilkit probe ks`.
+`distilkit probe ks DATA`.
 """
 
 import argparse

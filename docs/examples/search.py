@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         out=asked.out,
         name=asked.model,
     )
-    print(f"{len(embedded)} recordings, {len(skipped)} files left out, vectors in {place}")
+    print(f"{len(embedded)} recordings, {len(skipped)} left out, vectors in {place}")
 
     names = [item.id for item in embedded]
     vectors_ND = np.stack([np.load(place / item.output) for item in embedded])
