@@ -112,7 +112,7 @@ STREAMED_SIZES = (range(0x7FFF0000, 0x80000001), range(0xFFFF0000, 0x100000000))
 UNKNOWN_FRAMES = 1 << 62  # libsndfile's number, or more, for a FLAC stream of unknown length
 LOST_PACKETS = 2  # a tag at either end of an mp3 does not decode; more is damage
 # Containers that say how long they are, and the share below which what they hold was cut off.
-SIZED = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "tta"})
+SIZED = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "tta", "caf"})
 LEAST_SHARE = 0.9
 
 

@@ -444,6 +444,16 @@ def test_a_truncated_mp4_is_refused(tmp_path: Path) -> None:
         load(path)
 
 
+def test_a_truncated_alac_in_caf_is_refused(tmp_path: Path) -> None:
+    """libsndfile refuses it; FFmpeg, which is asked then, would give the beginning."""
+    path = tmp_path / "a.caf"
+    soundfile.write(path, voice(1.5, 1), 16_000, "ALAC_16", format="CAF")
+    assert len(load(path)) == 24_000
+    path.write_bytes(path.read_bytes()[: -path.stat().st_size // 3])
+    with pytest.raises(AudioError, match=r"truncated: \d\.\d\d s of 1\.50 s are there"):
+        load(path)
+
+
 def test_packets_that_do_not_decode_are_counted(tmp_path: Path) -> None:
     path = encode(tmp_path / "a.m4a", tone(5)[:, 0], "aac", 16000)
     data = bytearray(path.read_bytes())
