@@ -1,3 +1,8 @@
 """Distil any HuBERT into a small speech model of your own, from a folder of recordings."""
 
+import os
+
+# huggingface_hub would tell the hub with every request which torch runs here, and what started it.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when it is imported
+
 __version__ = "0.1.0"

@@ -1,7 +1,16 @@
 """The one exception a user sees: a problem, and a hint that can be typed."""
 
 import difflib
+import re
 from collections.abc import Iterable
+
+# A password in a URL, and a token of the hub, wherever they stand.
+SECRET = re.compile(r"(?<=://)[^/\s@`'\"]*:[^/\s@`'\"]+(?=@)|\bhf_[A-Za-z0-9]{20,}")
+
+
+def without_secrets(text: str) -> str:
+    """The text with `***` for every password in a URL and every token of the hub."""
+    return SECRET.sub("***", text)
 
 
 class DistilkitError(Exception):
@@ -13,9 +22,9 @@ class DistilkitError(Exception):
     """
 
     def __init__(self, problem: str, hint: str | None = None) -> None:
-        super().__init__(problem)
-        self.problem = problem
-        self.hint = hint
+        self.problem = without_secrets(problem)
+        self.hint = hint and without_secrets(hint)
+        super().__init__(self.problem)
 
     def about(self, path: object) -> str:
         """The problem without the path, for lists that show the path beside it."""

@@ -4,6 +4,7 @@ Letters in names: B clips in a batch, S samples, T frames, L layers, D width, K 
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -383,16 +384,24 @@ def bf16_is_fast() -> bool:
     """Whether OpenVINO is installed and finds bf16 instructions in this processor."""
     if find_spec("openvino") is None:
         return False
+    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def _core() -> Any:
+    """What OpenVINO begins with.
+
+    Its telemetry would tell its maker of every import, and number the machine in the home folder; with the
+    module set to None its import fails, and a stand-in that openvino brings does nothing.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return openvino.Core()
 
 
 def _openvino(file: Path, arithmetic: str = "f32") -> Run:
     """OpenVINO on the processor."""
-    import openvino
-
-    core = openvino.Core()
+    core = _core()
     settings: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": arithmetic,
         "PERFORMANCE_HINT": "LATENCY",

@@ -190,3 +190,6 @@ def test_values_that_no_setting_can_have(value: str, tmp_path: Path) -> None:
             config.load_recipe(str(path))
         with pytest.raises(DistilkitError, match=rf"`train\.{key}` cannot be"):
             config.load_recipe("smoke", [f"train.{key}={value}"])
+    path.write_text("command = [1, 'a']\n")  # no key of a dictionary
+    with pytest.raises(DistilkitError, match="`command` cannot be"):
+        config.load_recipe(str(path), (), config.CtcRecipe)

@@ -30,6 +30,7 @@ from distilkit.runs import digest
 from distilkit.students import save
 from distilkit.transcribe import transcribe
 
+HERE = Path(__file__).parent
 CLIPS = [voice(seconds, seed) for seed, seconds in enumerate((0.025, 0.03, 0.5, 3.21, 12.0))]
 RUNTIMES = [name for name, runtime in exported.RUNTIMES.items() if not runtime.low]
 
@@ -233,6 +234,21 @@ def test_onnxruntime_counts_nothing_for_its_maker(exports: Path, tmp_path: Path)
     for command in ([exports / "hears" / "run.py", tmp_path / "a.wav"], ["-c", load]):
         subprocess.run([sys.executable, *command], env={**others, "TMPDIR": str(place)}, check=True)
         assert list(place.iterdir()) == []
+
+
+def test_openvino_tells_its_maker_nothing(tmp_path: Path) -> None:
+    """Its telemetry writes a number for the machine into the home folder, then sends it with each import."""
+    load = "import offline; offline.forbid(); from distilkit import exported; exported.bf16_is_fast(); import openvino"
+    environment = {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", load], env=environment, capture_output=True, text=True, check=True
+    )
+    assert "most recent call first" not in done.stderr  # nor does a child process ask the network
+    assert {path.name for path in tmp_path.iterdir()} <= {".lhotse"}
 
 
 def test_the_script_refuses_what_it_cannot_hear(exports: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from distilkit.cli import (
     usage,
     version,
 )
-from distilkit.errors import DistilkitError
+from distilkit.errors import DistilkitError, without_secrets
 
 MANNERS = (
     "--quiet",
@@ -190,7 +190,8 @@ def _unexpected(error: Exception) -> NoReturn:
     if "--verbose" in sys.argv:
         import traceback
 
-        traceback.print_exception(error)
+        told = "".join(traceback.format_exception(error))
+        print(without_secrets(told), end="", file=sys.stderr)
         fail(DistilkitError(f"unexpected {type(error).__name__}, which is not your mistake"))
     said = (str(error).strip() or "without a word").splitlines()[0]
     fail(

@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distilkit.cli import bars
-from distilkit.errors import DistilkitError
+from distilkit.errors import DistilkitError, without_secrets
 
 if TYPE_CHECKING:
     from distilkit.data import Skipped
@@ -43,12 +43,20 @@ def manner(*, quiet: bool, verbose: bool) -> None:
         os.environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
     if verbose:
         os.environ |= {"HF_HUB_VERBOSITY": "info", "TRANSFORMERS_VERBOSITY": "info"}
+        logging.setLogRecordFactory(_record)
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
 
 
+def _record(*told: Any, **more: Any) -> logging.LogRecord:
+    """A line of any library's log, without the secrets in it."""
+    record = logging.LogRecord(*told, **more)
+    record.msg, record.args = without_secrets(record.getMessage()), None
+    return record
+
+
 def say(text: str) -> None:
-    """A line of log, as it stands."""
-    errors.print(text, markup=False, highlight=False, soft_wrap=True)
+    """A line of log, as it stands but for secrets."""
+    errors.print(without_secrets(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def warn(text: str) -> None:

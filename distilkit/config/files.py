@@ -91,7 +91,7 @@ def parse_recipe(
     """
     wanted = kind.model_fields["command"].default
     given = settings.get("command") or _command_of(settings, kind)
-    if given != wanted and given in RECIPES:
+    if given != wanted and given in list(RECIPES):  # it may be a list, too
         raise DistilkitError(
             f"recipe `{where}` is for `distilkit {given}`, not for `distilkit {wanted}`",
             "distilkit recipes",
