@@ -11,6 +11,7 @@ with what was said.
 
 import argparse
 import contextlib
+import ctypes
 import importlib
 import json
 import os
@@ -18,10 +19,12 @@ import resource
 import select
 import shutil
 import signal
+import struct
 import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -115,15 +118,19 @@ class Campaign:
         resource.setrlimit(resource.RLIMIT_CPU, (int(spent) + LONGEST, int(spent) + LONGEST + 5))
         yield {"told": told, "KiB": _status("VmRSS"), "seconds": spent}
         os.chdir(work / "input")
+        opened = _watched(work / "outside")
         try:
             outcome, said = self.module.use(seed, work / "input", told)
+            if (names := opened()) and self.module.enclosed(seed, told):
+                outcome, said = "escaped", f"outside was opened: {names}"
             yield {"outcome": outcome, "said": said}
         except DistilkitError as error:
-            wrong = "" if error.problem.strip() else "an error that says nothing"
-            yield {
-                "outcome": "lost or wrong" if wrong else "refused",
-                "said": wrong or error.problem,
-            }
+            outcome, said = "refused", error.problem
+            if (names := opened()) and self.module.enclosed(seed, told):
+                outcome, said = "escaped", f"outside was opened: {names}; then: {said}"
+            elif not said.strip():
+                outcome, said = "lost or wrong", "an error that says nothing"
+            yield {"outcome": outcome, "said": said}
         except AssertionError as error:
             ours = traceback.extract_tb(error.__traceback__)[-1].filename.startswith(str(HERE))
             outcome = "lost or wrong" if ours else "exception"
@@ -175,7 +182,9 @@ def _in_a_process(
     spent = usage.ru_utime + usage.ru_stime - (rows[0]["seconds"] if rows else 0.0)
     shared = {"seconds": spent, "mebibytes": grown}
     lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
-    end = "\n".join(line for line in lines if not line.startswith("Extension modules"))[-3000:]
+    text = "\n".join(line for line in lines if not line.startswith("Extension modules"))
+    dump = text.find("(most recent call first)")  # of faulthandler, which begins with where it was
+    end = text[-3000:] if dump < 0 else text[max(0, dump - 200) : dump + 3000]
     if hung or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU):
         return {"outcome": "hang", "said": end} | shared
     if os.WIFSIGNALED(status):
@@ -195,6 +204,7 @@ def _confine(log: Path) -> None:
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
+    warnings.simplefilter("default")  # where tests take them for errors
     faulthandler.enable(file=2)
     faulthandler.register(signal.SIGXCPU, file=2, chain=True)
     most = (_status("VmSize") << 10) + 6 * MOST_BYTES
@@ -207,6 +217,30 @@ def _status(name: str) -> int:
     """A value of this process in KiB, as the system counts it."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+OPENED, FOLDER = 0x20, 0x40000000  # of inotify
+
+
+def _watched(folder: Path) -> Callable[[], list[str]]:
+    """From here on, which files of a folder are opened, in Python or in C; called, it says their names."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    handle = libc.inotify_init1(os.O_NONBLOCK)
+    if handle < 0 or libc.inotify_add_watch(handle, os.fsencode(folder), OPENED) < 0:
+        raise OSError(ctypes.get_errno(), "files cannot be watched")
+
+    def opened() -> list[str]:
+        names = set()
+        with contextlib.suppress(BlockingIOError):
+            while events := os.read(handle, 1 << 16):
+                while events:
+                    _, mask, _, size = struct.unpack("iIII", events[:16])
+                    if not mask & FOLDER:
+                        names.add(events[16 : 16 + size].rstrip(b"\0").decode())
+                    events = events[16 + size :]
+        return sorted(names)
+
+    return opened
 
 
 def _listing(folder: Path) -> dict[str, int]:

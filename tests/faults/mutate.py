@@ -256,6 +256,9 @@ def bytes_file(path: Path, rng: Random) -> str:
 def link(path: Path, rng: Random) -> str:
     """A file that is a link: out of the folder, to nothing, to itself, to a device."""
     target = rng.choice((OUTSIDE, "nothing", path.name, "/dev/zero", "/dev/full", ".."))
+    if target == OUTSIDE:
+        up = next(n for n, above in enumerate(path.parents) if (above / OUTSIDE).exists())
+        target = "../" * up + OUTSIDE
     path.unlink()
     path.symlink_to(target)
     return f"{path.name} links to {target}"

@@ -577,6 +577,14 @@ READERS: dict[str, Callable[[Path], str]] = {
 }
 
 
+def enclosed(seed: Seed, told: str) -> bool:
+    """Whether nothing outside may be opened: not so for a run, whose recordings may lie anywhere.
+
+    A file that was named itself may be a link, too.
+    """
+    return seed.reader != "run" and not (Path(seed.place).suffix and "links to" in told)
+
+
 def use(seed: Seed, folder: Path, told: str) -> tuple[str, str]:
     """Read a checkpoint as the commands do, and ask it something."""
     return "used", READERS[seed.reader](folder / seed.place)

@@ -337,6 +337,16 @@ READERS: dict[str, Callable[[Path], str]] = {
 }
 
 
+def enclosed(seed: Seed, told: str) -> bool:
+    """Whether nothing outside may be opened: so for tokenizers, and for files that are no links.
+
+    Some layouts name any file of the machine; what is taken of it is looked at where it is read.
+    """
+    if seed.reader in ("transcripts", "manifest"):
+        return False
+    return seed.reader == "tokenizer" or "links to" not in told
+
+
 def use(seed: Seed, folder: Path, told: str) -> tuple[str, str]:
     """Read it as the commands do."""
     return "used", READERS[seed.reader](Path(seed.place))
