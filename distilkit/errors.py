@@ -7,10 +7,19 @@ from collections.abc import Iterable
 # A password in a URL, and a token of the hub, wherever they stand.
 SECRET = re.compile(r"(?<=://)[^/\s@`'\"]*:[^/\s@`'\"]+(?=@)|\bhf_[A-Za-z0-9]{20,}")
 
+# What would move a terminal's cursor, or set its title, if a file's name or a model's text brought it along.
+CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
+CONTROLS |= {ord(sign): sign for sign in "\n\t"}
+
 
 def without_secrets(text: str) -> str:
     """The text with `***` for every password in a URL and every token of the hub."""
     return SECRET.sub("***", text)
+
+
+def harmless(text: str) -> str:
+    """The text for people to read: without secrets, and without what a terminal would obey."""
+    return without_secrets(text).translate(CONTROLS)
 
 
 class DistilkitError(Exception):
@@ -22,13 +31,14 @@ class DistilkitError(Exception):
     """
 
     def __init__(self, problem: str, hint: str | None = None) -> None:
-        self.problem = without_secrets(problem)
-        self.hint = hint and without_secrets(hint)
+        self.problem = harmless(problem)
+        self.hint = hint and harmless(hint)
         super().__init__(self.problem)
 
     def about(self, path: object) -> str:
         """The problem without the path, for lists that show the path beside it."""
-        return self.problem.replace(f"`{path}` ", "").replace(f" `{path}`", "")
+        name = harmless(str(path))
+        return self.problem.replace(f"`{name}` ", "").replace(f" `{name}`", "")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:

@@ -1,6 +1,7 @@
 """No network without being asked, and no secret in what is said or written, whatever the command."""
 
 import gzip
+import io
 import json
 import os
 import shutil
@@ -10,9 +11,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import Run
+from conftest import Run, voice
 from hub import TOKEN, serving
+from test_recognisers import made
+from transformers import AutoModelForCTC
+
+from distilkit import recognisers
+from distilkit.cli import console
 
 HERE = Path(__file__).parent
 SECRETS = {
@@ -136,6 +143,36 @@ def test_a_command_that_asks_the_hub_would_be_noticed(place: Path, tmp_path: Pat
     assert "_detect_agent" not in said  # huggingface_hub's count of who uses it: switched off
 
 
+def test_code_beside_a_recogniser_is_not_run(
+    teacher_folder: Path, letters: Path, tmp_path: Path
+) -> None:
+    """Stock transformers asks for leave to run the file that comes with a weighted one; here it never runs."""
+    folder = tmp_path / "hears"
+    recognisers.save(made(teacher_folder, letters, layers="weighted"), folder, "#\n")
+    (wanted,) = recognisers.load(str(folder)).logprobs([voice(0.5, 1)])
+    codes = [*folder.glob("*.py"), *(folder / name for name in ("tokenization.py", "evil.py"))]
+    assert len(codes) == 3
+    for code in codes:
+        own = code.read_text() if code.exists() else ""
+        code.write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\n{own}")
+    for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
+        told = json.loads((folder / name).read_text())
+        more = {
+            "AutoConfig": "evil.A",
+            "AutoTokenizer": ["evil.A", None],
+            "AutoFeatureExtractor": "evil.A",
+        }
+        (folder / name).write_text(
+            json.dumps({**told, "auto_map": {**told.get("auto_map", {}), **more}})
+        )
+    (got,) = recognisers.load(str(folder)).logprobs([voice(0.5, 1)])
+    np.testing.assert_array_equal(got, wanted)
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(AttributeError):
+        AutoModelForCTC.from_pretrained(folder, trust_remote_code=True)
+    assert (tmp_path / "ran").exists()  # it would, if it were told to
+
+
 # --------------------------------------------------------------------------------------- secrets
 
 
@@ -182,6 +219,39 @@ def test_no_secret_is_said_of_what_goes_wrong(
     said += err
     for secret in SECRETS.values():
         assert secret not in said
+
+
+EVIL = "\x1b]0;title\x07\x1b[2J\x9b31m"  # a terminal's title, an empty screen, red
+
+
+def test_no_name_moves_the_terminal(
+    run: Run, speech: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("audio").mkdir()
+    shutil.copy(speech / "a" / "clip00.flac", f"audio/good{EVIL}.flac")
+    Path(f"audio/bad{EVIL}.wav").write_bytes(b"no sound")
+    for words in (["embed", "audio", "--model", "tiny"], ["inspect", f"none{EVIL}"]):
+        _, _, err = run(*words)
+        assert not set("\x1b\x07\x9b") & set(err)
+        assert "\\x1b]0;title\\x07\\x1b[2J\\x9b31m" in err
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    console.result(f"a.wav\tb{EVIL}\n")
+    made = console.table("", ["a"], [[EVIL]])
+    console.show(made, to_result=True)
+    said = sys.stdout.getvalue()  # type: ignore[attr-defined]
+    assert said.startswith("a.wav\tb\\x1b]0;title")
+    assert "\x1b[2J" not in said
+    assert "\x07" not in said
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    console.result(EVIL)  # for a program to read it is what it is
+    assert sys.stdout.getvalue() == f"{EVIL}\n"  # type: ignore[attr-defined]
+
+
+class Terminal(io.StringIO):
+    """A stream that says that it is one."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 @pytest.mark.allow_hosts(["127.0.0.1"])

@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distilkit.cli import bars
-from distilkit.errors import DistilkitError, without_secrets
+from distilkit.errors import CONTROLS, DistilkitError, harmless
 
 if TYPE_CHECKING:
     from distilkit.data import Skipped
@@ -50,13 +50,13 @@ def manner(*, quiet: bool, verbose: bool) -> None:
 def _record(*told: Any, **more: Any) -> logging.LogRecord:
     """A line of any library's log, without the secrets in it."""
     record = logging.LogRecord(*told, **more)
-    record.msg, record.args = without_secrets(record.getMessage()), None
+    record.msg, record.args = harmless(record.getMessage()), None
     return record
 
 
 def say(text: str) -> None:
-    """A line of log, as it stands but for secrets."""
-    errors.print(without_secrets(text), markup=False, highlight=False, soft_wrap=True)
+    """A line of log, as it stands but for secrets and what a terminal would obey."""
+    errors.print(harmless(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def warn(text: str) -> None:
@@ -107,7 +107,12 @@ def typed_again(*more: str) -> str:
 def result(text: str) -> None:
     """A line of result."""
     if LEADER:
-        print(text)
+        print(visible(text))
+
+
+def visible(text: str) -> str:
+    """A result as it is; on a terminal without what that would obey, whatever a name or a model brings."""
+    return text.translate(CONTROLS) if sys.stdout.isatty() else text
 
 
 def document(value: Any) -> None:
@@ -149,7 +154,7 @@ NUMBER = re.compile(r"(?:[+-]?[\d.,]+(?:e[+-]\d+)?(?: ?(?:%|[A-Za-z]{1,3}(?:/s)?
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """A small table; the first column stands out, columns of numbers stand to the right."""
     made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    listed = [[str(cell) for cell in row] for row in rows]
+    listed = [[harmless(str(cell)) for cell in row] for row in rows]
     for place, column in enumerate(columns):
         cells = [row[place] for row in listed]
         numbers = place > 0 and any(cells) and all(map(NUMBER.fullmatch, cells))

@@ -202,7 +202,7 @@ def _live(
     )
     for passage in passages:
         if format == "txt":
-            print(passage.text, end="", flush=True)
+            print(console.visible(passage.text), end="", flush=True)
         elif passage.text.strip():
             row = {"start": passage.start, "end": passage.end, "text": passage.text.strip()}
             words = [asdict(word) for word in passage.words or []]
