@@ -3,7 +3,9 @@
 `HYPOTHESIS_PROFILE=long pytest tests/test_properties.py` draws many more of them, other ones each time.
 """
 
+import copy
 import os
+import re
 import tempfile
 import unicodedata
 from collections import Counter
@@ -24,6 +26,7 @@ from distilkit.batches import Schedule, _Steps
 from distilkit.data import Clip, split
 from distilkit.data.scan import SILENCE_PEAK, _Measure, silent_parts
 from distilkit.data.splits import hold_out
+from distilkit.encoder import Encoder, exact, prepare
 from distilkit.errors import DistilkitError
 from distilkit.listeners import in_order
 from distilkit.runs import Run
@@ -158,6 +161,58 @@ def test_frames_are_those_that_come_out(samples: int, model: HubertModel) -> Non
     with torch.no_grad():
         found = model(torch.zeros(1, samples)).last_hidden_state
     assert found.shape[1] == audio.frames(samples)
+
+
+@given(st.floats(0.0, 4e6))
+def test_a_time_reads_back_as_what_it_was(seconds: float) -> None:
+    said = audio.clock(seconds)
+    units = {"s": 1, "min": 60, "h": 3600}
+    parts = [(float(number), unit) for number, unit in re.findall(r"([\d.]+) (s|min|h)", said)]
+    assert sum(number * units[unit] for number, unit in parts) == pytest.approx(
+        seconds, abs=0.0501 if seconds < 9.95 else 0.501 if seconds < 3600 else 60
+    )
+    assert all(number < 60 for number, unit in parts if unit != "h")
+
+
+# ------------------------------------------------------------------------- normalisation of sound
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 3000), st.floats(0.01, 9.0), st.floats(-5, 5)), min_size=1, max_size=5),
+    st.floats(-3, 3), st.integers(0, 99),
+)  # fmt: skip
+def test_a_clip_is_normalised_by_its_own_samples_whatever_lies_behind_it(
+    clips: list[tuple[int, float, float]], behind: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    lengths = [size for size, _, _ in clips]
+    wave_BS = torch.full((len(clips), max(lengths) + 7), behind)
+    for row_S, (size, scale, offset) in zip(wave_BS, clips, strict=True):
+        row_S[:size] = torch.from_numpy(scale * rng.standard_normal(size) + offset)
+    found_BS = prepare(wave_BS.clone(), lengths, True)
+    kept_BS = prepare(wave_BS.clone(), lengths, False)
+    for wave_S, found_S, kept_S, size in zip(wave_BS, found_BS, kept_BS, lengths, strict=True):
+        assert not found_S[size:].any()
+        assert not kept_S[size:].any()
+        assert torch.equal(kept_S[:size], wave_S[:size])
+        mine = wave_S[:size].double()
+        wanted = (mine - mine.mean()) / (mine.var(unbiased=False) + 1e-7).sqrt()
+        torch.testing.assert_close(found_S[:size].double(), wanted, atol=2e-3, rtol=1e-3)
+
+
+@settings(max_examples=8)
+@given(st.lists(st.integers(400, 6_000), min_size=2, max_size=4), st.sampled_from([0, 1]), st.booleans())  # fmt: skip
+def test_a_clip_comes_out_the_same_whoever_is_beside_it(
+    lengths: list[int], which: int, normalise: bool
+) -> None:
+    encoder = Encoder(model=exact(copy.deepcopy(NETS[which])), normalise=normalise)
+    rng = np.random.default_rng(sum(lengths))
+    clips = [rng.standard_normal(size).astype(np.float32) for size in lengths]
+    together = encoder.states(clips, [0, 1])
+    for clip, states_LTD in zip(clips, together, strict=True):
+        (alone_LTD,) = encoder.states([clip], [0, 1])
+        assert states_LTD.shape == alone_LTD.shape == (2, audio.frames(len(clip)), encoder.width)
+        np.testing.assert_allclose(states_LTD, alone_LTD, atol=2e-5)
 
 
 # ------------------------------------------------------------------------------------------- text
