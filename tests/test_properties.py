@@ -164,6 +164,11 @@ def test_frames_are_those_that_come_out(samples: int, model: HubertModel) -> Non
 
 
 @given(st.floats(0.0, 4e6))
+@example(9.949)
+@example(59.49)
+@example(59.5)
+@example(59.99)
+@example(3599.6)
 def test_a_time_reads_back_as_what_it_was(seconds: float) -> None:
     said = audio.clock(seconds)
     units = {"s": 1, "min": 60, "h": 3600}
