@@ -11,6 +11,7 @@ from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 
+import found
 import hostile
 import numpy as np
 import pytest
@@ -27,9 +28,9 @@ def test_hostile_input_is_used_or_refused(tmp_path: Path) -> None:
     environment = {**os.environ, "HOSTILE_CASES": str(tmp_path / "cases")}
     done = subprocess.run(line, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-    found = [json.loads(row) for row in done.stdout.splitlines()]
-    assert [row["kind"] for row in found] == list(hostile.KINDS)
-    for row in found:
+    rows = [json.loads(row) for row in done.stdout.splitlines()]
+    assert [row["kind"] for row in rows] == list(hostile.KINDS)
+    for row in rows:
         assert (row["tries"], row["failed"]) == (TRIES, 0)
         assert set(row["outcomes"]) == {"used", "refused"}
     assert not (tmp_path / "cases").exists()
@@ -155,3 +156,10 @@ def test_a_try_is_the_same_each_time() -> None:
     for number in range(50):
         first, again = (damaged(content, Random(f"a {number}"), WAYS) for _ in range(2))
         assert first == again
+
+
+def test_what_was_found_has_its_test() -> None:
+    assert found.missing() == []
+    assert len(set(found.DEFECTS.values())) == len(found.DEFECTS)
+    page = found.TESTS.parent / "docs" / "concepts" / "safety.md"
+    assert f"at least {len(found.DEFECTS)}." in page.read_text(encoding="utf-8")
