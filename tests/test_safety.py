@@ -213,6 +213,14 @@ def test_no_secret_is_said_of_what_goes_wrong(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError(f"{WITH_PASSWORD} {SECRETS['HF_TOKEN']}")
 
+    for name in ("HTTPS_PROXY", "HF_ENDPOINT"):
+        monkeypatch.setenv(name, WITH_PASSWORD)
+    monkeypatch.setenv("HF_TOKEN", SECRETS["HF_TOKEN"])
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    if manner == "--verbose":  # it takes seconds
+        _, out, err = run("doctor", manner)
+        assert "hub" in out + err
+        said += out + err
     monkeypatch.setattr("distilkit.hub.locate", broken)
     _, _, err = run("embed", speech / "a", "--model", "tiny", manner)
     assert "unexpected RuntimeError" in err

@@ -118,8 +118,9 @@ def test_each_way_to_fail_is_noticed(
     end, outcome, said = ENDS[name]
     monkeypatch.setitem(sys.modules, "mutate_this", module(end))
     monkeypatch.setattr(hostile, "KINDS", {"this": "mutate_this"})
-    monkeypatch.setattr(hostile, "LONGEST", 1)
-    monkeypatch.setattr(hostile, "WAITING", 3.0)
+    monkeypatch.setattr(hostile, "LONGEST", 3)
+    if name == "waiting":
+        monkeypatch.setattr(hostile, "WAITING", 3.0)
     monkeypatch.setattr(hostile, "MOST_BYTES", 64 << 20)
     monkeypatch.setenv("HOSTILE_CASES", str(tmp_path))
     monkeypatch.setattr(sys, "argv", ["hostile.py", "--kind", "this", "--tries", "1"])
