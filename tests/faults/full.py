@@ -155,6 +155,8 @@ def main() -> None:
                         "too_small": short,
                         "seed": asked.seed,
                         "failures": len(problems),
+                        "command": f"python tests/faults/full.py --kind {name} --tries {asked.tries} "
+                        f"--seed {asked.seed}",
                         "seconds": round(time.monotonic() - began),
                     }
                 )
