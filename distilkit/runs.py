@@ -48,6 +48,7 @@ FILES = {  # what a run folder holds; a name with a slash is a folder
 RESULTS = ("student", "model", "adapter")
 CHECKPOINT_STATE = "state.json"
 CHECKPOINT_TENSORS = "tensors.safetensors"
+TICK = 2_000_000_000  # ns: the coarsest time of any file system
 CHECKPOINTS = 2  # that are kept: should the newest be damaged, there is one before it
 
 UNWRITABLE = {  # what to do where something cannot be written
@@ -224,6 +225,13 @@ class Run:
                 data = content.encode() if isinstance(content, str) else content
                 (beside / name).parent.mkdir(exist_ok=True)
                 (beside / name).write_bytes(data)
+            self._date(beside / "run.json")
+
+    def _date(self, path: Path) -> None:
+        """Make a file later than those of the runs beside it, also where the clock was set back."""
+        latest = max(map(_begun, _below(self.folder.parent)), default=0)
+        if path.is_file() and path.stat().st_mtime_ns <= latest:
+            os.utime(path, ns=(latest + TICK, latest + TICK))
 
     def check_free(self) -> None:
         """Refuse a place that holds a run or anything else.
@@ -436,9 +444,17 @@ def newest_run(root: Path, *, finished: bool, kind: str) -> Run | None:
         finished: which of both.
         kind: `distill` or `finetune-ctc`.
     """
-    found = [Run(path.parent) for path in root.glob("*/run.json")]
-    found = [run for run in found if run.finished == finished and _kind(run) == kind]
-    return max(found, key=lambda run: (run.folder / "run.json").stat().st_mtime, default=None)
+    found = [run for run in _below(root) if run.finished == finished and _kind(run) == kind]
+    return max(found, key=_begun, default=None)
+
+
+def _below(root: Path) -> list[Run]:
+    """The runs in a folder; those that a killed process had begun to make are none."""
+    return [Run(path.parent) for path in root.glob("[!.]*/run.json")]
+
+
+def _begun(run: Run) -> int:
+    return (run.folder / "run.json").stat().st_mtime_ns
 
 
 def resumable(out: Path | None, kind: str) -> bool:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -238,6 +240,27 @@ def test_the_newest_run(tmp_path: Path) -> None:
     assert newest_run(tmp_path, finished=False, kind="distill") is None
     assert finished is not None
     assert finished.folder.name == "old"
+
+
+def test_the_newest_run_is_the_last_begun_where_the_clock_was_set_back(tmp_path: Path) -> None:
+    Run(tmp_path / "before").create({"run.json": json.dumps({})})
+    os.utime(tmp_path / "before" / "run.json", (4e9, 4e9))
+    Run(tmp_path / "after").create({"run.json": json.dumps({})})
+    newest = newest_run(tmp_path, finished=False, kind="distill")
+    assert newest is not None
+    assert newest.folder.name == "after"
+    Run(tmp_path / "elsewhere" / "now").create({"run.json": json.dumps({})})
+    assert (tmp_path / "elsewhere" / "now" / "run.json").stat().st_mtime <= time.time() + 1
+
+
+def test_a_run_that_a_killed_process_had_begun_to_make_is_none(tmp_path: Path) -> None:
+    Run(tmp_path / "run").create({"run.json": json.dumps({})})
+    half = tmp_path / ".other.partial-1"
+    shutil.copytree(tmp_path / "run", half)
+    os.utime(half / "run.json", (4e9, 4e9))
+    newest = newest_run(tmp_path, finished=False, kind="distill")
+    assert newest is not None
+    assert newest.folder.name == "run"
 
 
 def test_nothing_can_be_written_below_a_file(tmp_path: Path) -> None:
