@@ -150,7 +150,9 @@ def test_tests_that_pages_name_are_there() -> None:
     }
     assert len({file for _, file, _ in named}) > 10
     for page, file, test in named:
-        assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), f"{page}: {file}::{test}"
+        assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), (
+            f"{page}: {file}::{test}"
+        )
 
 
 # -------------------------------------------------------------------------------------- links
