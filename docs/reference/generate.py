@@ -372,7 +372,7 @@ def examples_page() -> str:
 
 
 def campaigns(rows: list[dict[str, Any]]) -> str:
-    """Every campaign of faults: what was tried in all, what of it went wrong, and what of that the newest one finds."""
+    """Every campaign of faults: how often it was tried, and what went wrong, then and in the newest one."""
     kinds: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         kinds.setdefault((row["what"], row.get("kind") or row["parser"]), []).append(row)
@@ -403,7 +403,7 @@ def _wrong(row: dict[str, Any]) -> int:
 def large(rows: list[dict[str, Any]]) -> str:
     """What long and large data took, the newest of each."""
     lines = [
-        "| What | Audio | To read, s | First step, s | In all, s | Peak, GiB | In each quarter, GiB | Recorded at |",
+        "| What | Audio | Read, s | First step, s | In all, s | Peak, GiB | In each quarter, GiB | Recorded at |",
         "|---|---|---|---|---|---|---|---|",
     ]
     newest, before = dict[tuple[str, str], dict[str, Any]](), ""
