@@ -403,13 +403,10 @@ def _wrong(row: dict[str, Any]) -> int:
 def large(rows: list[dict[str, Any]]) -> str:
     """What long and large data took, the newest of each."""
     lines = [
-        "| What | Audio | Read, s | First step, s | In all, s | Peak, GiB | In each quarter, GiB | Recorded at |",
+        "| What | Audio | Read, s | First step, s | In all, s | Peak, GiB | Quarters, GiB | Recorded at |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    newest, before = dict[tuple[str, str], dict[str, Any]](), ""
-    for row in rows:
-        before = f"{before}, resumed" if row["what"] == "resume that" else row["what"]
-        newest[before, _size(row)] = row
+    newest = {(row["what"], _size(row)): row for row in rows}
     for (what, size), row in newest.items():
         parts = ", ".join(f"{gib:.2f}" for gib in row["quarters_gib"])
         times = " | ".join(
