@@ -224,11 +224,11 @@ class Large:
         self.keep(what, **Watched([str(word) for word in words], self.cache).end(), **values)
 
     def stretch(self, what: str, *words: object, **values: Any) -> None:
-        """What takes long, for a while: memory over the stretch, and how far it came."""
+        """What takes long, for a while: memory over the stretch."""
         watched = Watched([str(word) for word in words], self.cache)
         watched.reached("no such words", self.asked.stretch)
         told = watched.end(after=0)
-        self.keep(what, **told, last_line=watched.lines[-1][1], **values)
+        self.keep(what, **told, stretch_seconds=self.asked.stretch, **values)
 
     def train(self, what: str, out: Path, *words: object, **values: Any) -> None:
         """Until a few steps are done: seconds to the start table, to the first step, and memory."""
