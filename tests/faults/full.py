@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="append to docs/benchmarks/results")
     asked = parser.parse_args()
     warm_up()
-    rows, failed = [], False
+    failed = False
     with tempfile.TemporaryDirectory() as folder:
         disk = Disk(Path(folder).resolve())
         try:
@@ -148,25 +148,22 @@ def main() -> None:
                     flush=True,
                 )
                 failed |= bool(problems)
-                rows.append(
-                    {
-                        "kind": name,
-                        "tries": asked.tries,
-                        "too_small": short,
-                        "seed": asked.seed,
-                        "failures": len(problems),
-                        "command": f"python tests/faults/full.py --kind {name} --tries {asked.tries} "
-                        f"--seed {asked.seed}",
-                        "seconds": round(time.monotonic() - began),
-                    }
-                )
+                row = {
+                    "kind": name,
+                    "tries": asked.tries,
+                    "too_small": short,
+                    "seed": asked.seed,
+                    "failures": len(problems),
+                    "command": f"python tests/faults/full.py --kind {name} --tries {asked.tries} "
+                    f"--seed {asked.seed}",
+                    "seconds": round(time.monotonic() - began),
+                }
+                if asked.record:
+                    from record import record
+
+                    record("reliability", {"what": "disk full", **row})
         finally:
             disk.close()
-    if asked.record:
-        from record import record
-
-        for row in rows:
-            record("reliability", {"what": "disk full", **row})
     raise SystemExit(int(failed))
 
 
