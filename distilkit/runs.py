@@ -8,8 +8,10 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -51,6 +53,7 @@ CHECKPOINT_TENSORS = "tensors.safetensors"
 TICK = 2_000_000_000  # ns: the coarsest time of any file system
 CHECKPOINTS = 2  # that are kept: should the newest be damaged, there is one before it
 
+RUST = re.compile(r"\(os error (?P<number>\d+)\)")  # how safetensors says what the system said
 UNWRITABLE = {  # what to do where something cannot be written
     errno.ENOSPC: "make room on that disk, or choose a folder on another",
     errno.EDQUOT: "make room within your quota, or choose a folder elsewhere",
@@ -81,6 +84,11 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync([path.parent])
     except OSError as error:
         raise unwritable(path, error) from error
+    except Exception as error:
+        if (found := RUST.search(str(error))) is None:
+            raise
+        number = int(found["number"])
+        raise unwritable(path, OSError(number, os.strerror(number))) from error
     finally:
         discard(beside)
 
@@ -101,17 +109,23 @@ def discard(path: Path) -> None:
 
 
 def make_parent(path: Path) -> None:
-    """Make the folder that a file or folder is to lie in.
+    """Make the folder that a file or folder is to lie in, and see before any work that it can be written.
 
     Raises:
-        DistilkitError: it cannot be made.
+        DistilkitError: it cannot be made, or nothing can be written in it.
     """
+    parent = path.absolute().parent
     try:
-        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DistilkitError(
             f"cannot make `{path.parent}`: {error.strerror}", "--out in a folder you can write"
         ) from error
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -97,6 +97,25 @@ def test_a_folder_that_cannot_be_written(
     assert not [*public.glob(".*"), *(public / "tmp").iterdir()]
 
 
+def test_a_place_that_cannot_be_written_is_noticed_before_the_work(
+    run: Run,
+    transcribed: Path,
+    teacher_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("distilkit.probes.solve", lambda *_, **__: pytest.fail("worked in vain"))
+    monkeypatch.setattr(tempfile, "TemporaryFile", refused)
+    words = ("probe", "sid", transcribed, "--model", teacher_folder, "--workers", 0)
+    code, _, err = run(*words, "--out", tmp_path / "page.html")
+    assert code == 1
+    assert f"cannot write `{tmp_path}/page.html`: Read-only file system" in err
+
+
+def refused(**_: object) -> None:
+    raise OSError(30, os.strerror(30))
+
+
 def results(run: Path) -> dict[str, bytes]:
     names = ("metrics.jsonl", "student/model.safetensors", "heads.safetensors")
     return {name: (run / name).read_bytes() for name in names}

@@ -135,8 +135,10 @@ def main() -> None:
                 files, most = whole(disk, KINDS[name])
                 short, problems = 0, []
                 for number in range(asked.tries):
-                    # Evenly over all sizes, so that every place where it writes has its turn.
+                    # Over all sizes, so that every place where it writes has its turn; most write most
+                    # to the cache at first, and results at last: every second is in the last quarter.
                     share = (number + rng.random()) / asked.tries
+                    share = (3 + share) / 4 if number % 2 else share
                     small, problem = one(disk, KINDS[name], files, max(4096, int(share * most)))
                     short += small
                     if problem:
