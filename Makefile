@@ -5,12 +5,14 @@
 # make links   ask whether addresses on the web that the docs name still answer
 # make gpu     the tests that need a GPU
 # make browser reports in Chromium: needs Chromium and Node.js, fetches playwright-core and axe-core
+# make faults  every campaign of faults, for hours: kills, full disks (as root), hostile input, fuzzing, large data;
+#              RECORD=--record writes down what came of it
 # make golden  rewrite the golden values, and print what moved
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: demo check fix lint types test docs links gpu browser golden
+.PHONY: demo check fix lint types test docs links gpu browser faults golden
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -51,6 +53,17 @@ gpu: $(VENV)/ready
 browser: $(VENV)/ready
 	npm install --prefix build/browser --no-save --no-audit --no-fund playwright-core@1.65.1 axe-core@4.14.1
 	DISTILKIT_BROWSER=required $(BIN)/pytest -m browser tests/browser
+
+CAMPAIGNS := kills full hostile fuzz_parsers large
+kills_options := --kills 50
+hostile_options := --tries 1000
+fuzz_parsers_options := --minutes 3
+
+faults: $(CAMPAIGNS:%=faults-%)
+
+faults-%: $(VENV)/ready
+	$(if $(filter fuzz_parsers,$*),$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[fuzz]')
+	$(BIN)/python tests/faults/$*.py $($*_options) $(RECORD)
 
 fix: $(VENV)/ready
 	$(BIN)/ruff format .

@@ -33,13 +33,7 @@ def temporary(place: Path | None = None) -> Iterator[Path]:
     """
     place = Path(tempfile.gettempdir()) if place is None else place
     place.mkdir(parents=True, exist_ok=True)
-    for left in place.glob(f"{PREFIX}*"):
-        with suppress(OSError):  # in use, gone, or another user's
-            handle = _locked(left)
-            try:
-                discard(left)
-            finally:
-                os.close(handle)
+    clear(place)
     folder, handle = _made(place)
     try:
         yield folder
@@ -47,6 +41,20 @@ def temporary(place: Path | None = None) -> Iterator[Path]:
         discard(folder)
         if handle >= 0:
             os.close(handle)
+
+
+def clear(place: Path) -> None:
+    """Remove the temporary folders that killed processes left in a place, if it is there."""
+    found = list[Path]()
+    with suppress(OSError):  # a place that cannot be read
+        found = list(place.glob(f"{PREFIX}*"))
+    for left in found:
+        with suppress(OSError):  # in use, gone, or another user's
+            handle = _locked(left)
+            try:
+                discard(left)
+            finally:
+                os.close(handle)
 
 
 def _made(place: Path) -> tuple[Path, int]:

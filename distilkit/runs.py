@@ -8,8 +8,10 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -48,8 +50,10 @@ FILES = {  # what a run folder holds; a name with a slash is a folder
 RESULTS = ("student", "model", "adapter")
 CHECKPOINT_STATE = "state.json"
 CHECKPOINT_TENSORS = "tensors.safetensors"
+TICK = 2_000_000_000  # ns: the coarsest time of any file system
 CHECKPOINTS = 2  # that are kept: should the newest be damaged, there is one before it
 
+RUST = re.compile(r"\(os error (?P<number>\d+)\)")  # how safetensors says what the system said
 UNWRITABLE = {  # what to do where something cannot be written
     errno.ENOSPC: "make room on that disk, or choose a folder on another",
     errno.EDQUOT: "make room within your quota, or choose a folder elsewhere",
@@ -80,6 +84,11 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync([path.parent])
     except OSError as error:
         raise unwritable(path, error) from error
+    except Exception as error:
+        if (found := RUST.search(str(error))) is None:
+            raise
+        number = int(found["number"])
+        raise unwritable(path, OSError(number, os.strerror(number))) from error
     finally:
         discard(beside)
 
@@ -100,17 +109,23 @@ def discard(path: Path) -> None:
 
 
 def make_parent(path: Path) -> None:
-    """Make the folder that a file or folder is to lie in.
+    """Make the folder that a file or folder is to lie in, and see before any work that it can be written.
 
     Raises:
-        DistilkitError: it cannot be made.
+        DistilkitError: it cannot be made, or nothing can be written in it.
     """
+    parent = path.absolute().parent
     try:
-        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DistilkitError(
             f"cannot make `{path.parent}`: {error.strerror}", "--out in a folder you can write"
         ) from error
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -224,6 +239,13 @@ class Run:
                 data = content.encode() if isinstance(content, str) else content
                 (beside / name).parent.mkdir(exist_ok=True)
                 (beside / name).write_bytes(data)
+            self._date(beside / "run.json")
+
+    def _date(self, path: Path) -> None:
+        """Make a file later than those of the runs beside it, also where the clock was set back."""
+        latest = max(map(_begun, _below(self.folder.parent)), default=0)
+        if path.is_file() and path.stat().st_mtime_ns <= latest:
+            os.utime(path, ns=(latest + TICK, latest + TICK))
 
     def check_free(self) -> None:
         """Refuse a place that holds a run or anything else.
@@ -436,9 +458,17 @@ def newest_run(root: Path, *, finished: bool, kind: str) -> Run | None:
         finished: which of both.
         kind: `distill` or `finetune-ctc`.
     """
-    found = [Run(path.parent) for path in root.glob("*/run.json")]
-    found = [run for run in found if run.finished == finished and _kind(run) == kind]
-    return max(found, key=lambda run: (run.folder / "run.json").stat().st_mtime, default=None)
+    found = [run for run in _below(root) if run.finished == finished and _kind(run) == kind]
+    return max(found, key=_begun, default=None)
+
+
+def _below(root: Path) -> list[Run]:
+    """The runs in a folder; those that a killed process had begun to make are none."""
+    return [Run(path.parent) for path in root.glob("[!.]*/run.json")]
+
+
+def _begun(run: Run) -> int:
+    return (run.folder / "run.json").stat().st_mtime_ns
 
 
 def resumable(out: Path | None, kind: str) -> bool:

@@ -77,11 +77,13 @@ def units(
     Raises:
         DistilkitError: no such layer, too little audio, a codebook that does not fit, `out` exists.
     """
-    if out.exists():
-        raise DistilkitError(f"`{out}` exists", "another --out")
     parts = out.with_name(f".{out.name}.parts")
     leftovers.tidy(out)
     leftovers.tidy(parts)
+    if out.exists():
+        if (out / codebooks.FILE).is_file() and parts.is_dir():
+            leftovers.remove(parts)  # all was done when the call before was killed
+        raise DistilkitError(f"`{out}` exists", "another --out")
     seen, source = _features(model, layer, normalise, device)
     clips, skipped = data.survey(audio, WINDOWS, track=track)
     windows = [cut for clip in clips for cut in data.cuts(clip)]

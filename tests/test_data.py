@@ -718,6 +718,18 @@ def test_copies_are_reused_until_the_source_changes(folder: Path, cache: Path) -
     assert len(load(grown[0])) == 32000
 
 
+def test_what_a_killed_process_left_goes_also_where_every_copy_is_there(
+    folder: Path, cache: Path
+) -> None:
+    write(folder / "a.wav", rate=22_050)
+    (before,) = scanned(folder)
+    left = cache_folder() / ".distilkit-left"
+    left.mkdir()
+    (left / "raw.f32").write_bytes(b"half")
+    assert scanned(folder) == [before]
+    assert not left.exists()
+
+
 def test_a_spoilt_copy_is_made_again(folder: Path, cache: Path) -> None:
     write(folder / "a.wav", rate=44100)
     (before,) = scanned(folder)

@@ -141,6 +141,20 @@ def test_a_stale_page_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         GENERATE.main()
 
 
+def test_tests_that_pages_name_are_there() -> None:
+    """A page that says which test holds something must not speak of one that is gone."""
+    named = {
+        (_name(page), file, test)
+        for page in PAGES
+        for file, test in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", _text(page))
+    }
+    assert len({file for _, file, _ in named}) > 10
+    for page, file, test in named:
+        assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), (
+            f"{page}: {file}::{test}"
+        )
+
+
 # -------------------------------------------------------------------------------------- links
 
 

@@ -2,12 +2,18 @@
 
 import json
 import os
+import resource
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from distilkit.errors import DistilkitError
 from distilkit.runs import Run, newest_run, replacing, write_text
@@ -62,6 +68,29 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
             raise OSError(28, "No space left on device")
     assert caught.value.hint == "make room on that disk, or choose a folder on another"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_called_that_where_safetensors_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.getsignal(signal.SIGXFSZ)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(DistilkitError) as caught, replacing(tmp_path / "codebook") as beside:
+            save_file({"centres": torch.zeros(100_000)}, beside)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert caught.value.problem == f"cannot write `{tmp_path}/codebook`: File too large"
+    assert list(tmp_path.iterdir()) == []
+    said = "Error while serializing: I/O error: No space left on device (os error 28)"
+    with pytest.raises(DistilkitError) as caught, replacing(tmp_path / "codebook"):
+        raise SafetensorError(said)
+    assert caught.value.problem == f"cannot write `{tmp_path}/codebook`: No space left on device"
+    assert str(caught.value.hint).startswith("make room on that disk")
+    with pytest.raises(SafetensorError, match="of another kind"), replacing(tmp_path / "codebook"):
+        raise SafetensorError("of another kind")
 
 
 def test_the_place_must_be_free(tmp_path: Path) -> None:
@@ -238,6 +267,27 @@ def test_the_newest_run(tmp_path: Path) -> None:
     assert newest_run(tmp_path, finished=False, kind="distill") is None
     assert finished is not None
     assert finished.folder.name == "old"
+
+
+def test_the_newest_run_is_the_last_begun_where_the_clock_was_set_back(tmp_path: Path) -> None:
+    Run(tmp_path / "before").create({"run.json": json.dumps({})})
+    os.utime(tmp_path / "before" / "run.json", (4e9, 4e9))
+    Run(tmp_path / "after").create({"run.json": json.dumps({})})
+    newest = newest_run(tmp_path, finished=False, kind="distill")
+    assert newest is not None
+    assert newest.folder.name == "after"
+    Run(tmp_path / "elsewhere" / "now").create({"run.json": json.dumps({})})
+    assert (tmp_path / "elsewhere" / "now" / "run.json").stat().st_mtime <= time.time() + 1
+
+
+def test_a_run_that_a_killed_process_had_begun_to_make_is_none(tmp_path: Path) -> None:
+    Run(tmp_path / "run").create({"run.json": json.dumps({})})
+    half = tmp_path / ".other.partial-1"
+    shutil.copytree(tmp_path / "run", half)
+    os.utime(half / "run.json", (4e9, 4e9))
+    newest = newest_run(tmp_path, finished=False, kind="distill")
+    assert newest is not None
+    assert newest.folder.name == "run"
 
 
 def test_nothing_can_be_written_below_a_file(tmp_path: Path) -> None:

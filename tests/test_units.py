@@ -89,6 +89,39 @@ def test_stopped_and_started_again(
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "again"}
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_killed_once_all_was_done_nothing_is_left_by_the_next(
+    half: bool, speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(folder: Path) -> None:
+        if half:
+            folder.rename(folder.with_name(f".{folder.name}.partial-{os.getpid()}"))
+        raise Killed
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("distilkit.leftovers.remove", killed)
+        units([speech], out, clusters=12)
+    assert len(list(tmp_path.iterdir())) == 2
+    whole = content(out)
+    with pytest.raises(DistilkitError, match="exists"):
+        units([speech], out, clusters=12)
+    assert list(tmp_path.iterdir()) == [out]
+    assert content(out) == whole
+
+
+def test_what_is_begun_stays_where_something_else_took_its_place(
+    speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_after(patch, 3)
+        units([speech], tmp_path / "out", clusters=12)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DistilkitError, match="exists"):
+        units([speech], tmp_path / "out", clusters=12)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", ".out.parts"}
+
+
 def test_what_another_call_had_found_gives_way(
     speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -292,7 +292,8 @@ def load_windows(path: Path) -> "tuple[list[MonoCut], list[MonoCut]]":
     for _, name in recordings:
         if not Path(name).is_file():
             raise DistilkitError(
-                f"`{name}` is gone, and this run needs it", "start a new run with another --out"
+                f"`{name}` is gone, and this run needs it",
+                "put it back, or start a new run with another --out",
             )
     return sides["train"], sides["valid"]
 

@@ -62,6 +62,7 @@ def scan(found: Iterable[Found], settings: config.Data, cache: Path) -> Iterator
 
     What cannot be read exactly in place is kept as a decoded copy under `cache`.
     """
+    leftovers.clear(cache)  # also where every copy is there, and none is written
     for item in found:
         if not item.audio:
             yield Skipped(path=shown(item.path), reason=item.reason, kind="not audio")

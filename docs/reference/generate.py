@@ -38,6 +38,7 @@ def pages() -> dict[Path, str]:
     """Every generated page, as it ought to be."""
     reference = ROOT / "docs" / "reference"
     files = ROOT / "docs" / "concepts" / "runs.md"
+    reliability = ROOT / "docs" / "benchmarks" / "reliability.md"
     return {
         reference / "cli.md": cli_page(),
         reference / "recipe.md": recipe_page(),
@@ -45,6 +46,10 @@ def pages() -> dict[Path, str]:
         reference / "house.md": house_page(),
         EXAMPLES / "README.md": examples_page(),
         files: with_block(files.read_text(encoding="utf-8"), "files", run_files()),
+        reliability: with_blocks(
+            reliability.read_text(encoding="utf-8"),
+            {"campaigns": campaigns(_recorded("reliability")), "large": large(_recorded("large"))},
+        ),
     }
 
 
@@ -361,6 +366,78 @@ def examples_page() -> str:
         lines += [line for part in said[1:] for line in (*part.split("\n"), "")]
         lines += ["```python", code, "```"]
     return "\n".join([*lines, ""])
+
+
+# ------------------------------------------------------------------------------------ benchmarks
+
+
+def campaigns(rows: list[dict[str, Any]]) -> str:
+    """Every campaign of faults: how often it was tried, and what went wrong, then and in the newest one."""
+    kinds: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        kinds.setdefault((row["what"], row.get("kind") or row["parser"]), []).append(row)
+    lines = [
+        "| Fault | Kind | Tries | Went wrong | Mended | Remaining | Newest at | Its command |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for (what, kind), every in kinds.items():
+        tried, wrong = sum(map(_tries, every)), sum(map(_wrong, every))
+        newest, left = every[-1], _wrong(every[-1])
+        numbers = f"{tried:,} | {wrong} | {wrong - left} | {left}"
+        lines.append(
+            f"| {what} | `{kind}` | {numbers} | {_commit(newest)} | `{_cell(newest['command'])}` |"
+        )
+    return "\n".join(lines)
+
+
+def _tries(row: dict[str, Any]) -> int:
+    """How often a fault was made: kills, inputs of a fuzzer, or tries."""
+    return int(row.get("kills", row.get("inputs", row.get("tries", 0))))
+
+
+def _wrong(row: dict[str, Any]) -> int:
+    """How many of them did not end as they should."""
+    return int(row.get("failures", row.get("failed", len(row.get("findings", ())))))
+
+
+def large(rows: list[dict[str, Any]]) -> str:
+    """What long and large data took, the newest of each."""
+    lines = [
+        "| What | Audio | Read, s | First step, s | In all, s | Peak, GiB | Quarters, GiB | Recorded at |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    newest = {(row["what"], _size(row)): row for row in rows}
+    for (what, size), row in newest.items():
+        parts = ", ".join(f"{gib:.2f}" for gib in row["quarters_gib"])
+        times = " | ".join(
+            f"{row[name]:.0f}" if row.get(name) else "–"
+            for name in ("read_seconds", "first_step_seconds", "seconds")
+        )
+        lines.append(
+            f"| {what} | {size} | {times} | {row['peak_gib']:.2f} | {parts} | {_commit(row)} |"
+        )
+    return "\n".join(lines)
+
+
+def _size(row: dict[str, Any]) -> str:
+    names = {"lines": "lines", "files": "files", "hours": "hours", "file_gib": "GiB"}
+    return ", ".join(f"{row[key]:,g} {unit}" for key, unit in names.items() if key in row)
+
+
+def _commit(row: dict[str, Any]) -> str:
+    return f"{row['machine']['commit']}, {row['machine']['date']}"
+
+
+def _recorded(name: str) -> list[dict[str, Any]]:
+    path = ROOT / "docs" / "benchmarks" / "results" / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def with_blocks(page: str, blocks: dict[str, str]) -> str:
+    """A page with several blocks written anew."""
+    for name, block in blocks.items():
+        page = with_block(page, name, block)
+    return page
 
 
 def with_block(page: str, name: str, block: str) -> str:

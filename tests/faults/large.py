@@ -131,6 +131,9 @@ def table(path: Path, audio: Sequence[Path], samples: int, lines: int) -> Path:
     return path
 
 
+MANIFESTS = {"cuts.jsonl.gz": lhotse, "nemo.jsonl": nemo, "metadata.csv": table}
+
+
 # -------------------------------------------------------------------------------------- measuring
 
 
@@ -209,21 +212,23 @@ class Large:
 
     def __init__(self, asked: argparse.Namespace, scratch: Path) -> None:
         self.asked, self.scratch, self.cache = asked, scratch, scratch / "cache"
-        self.found: list[dict[str, Any]] = []
 
     def keep(self, what: str, **values: Any) -> None:
-        self.found.append({"what": what, **values})
-        print(json.dumps(self.found[-1]), flush=True)
+        print(json.dumps({"what": what, **values}), flush=True)
+        if self.asked.record:
+            from record import record
+
+            record("large", {"what": what, **values})
 
     def run(self, what: str, *words: object, **values: Any) -> None:
         self.keep(what, **Watched([str(word) for word in words], self.cache).end(), **values)
 
     def stretch(self, what: str, *words: object, **values: Any) -> None:
-        """What takes long, for a while: memory over the stretch, and how far it came."""
+        """What takes long, for a while: memory over the stretch."""
         watched = Watched([str(word) for word in words], self.cache)
         watched.reached("no such words", self.asked.stretch)
         told = watched.end(after=0)
-        self.keep(what, **told, last_line=watched.lines[-1][1], **values)
+        self.keep(what, **told, stretch_seconds=self.asked.stretch, **values)
 
     def train(self, what: str, out: Path, *words: object, **values: Any) -> None:
         """Until a few steps are done: seconds to the start table, to the first step, and memory."""
@@ -251,7 +256,7 @@ def part_files(large: Large) -> None:
     large.run("plan for many files", "distill", folder, "--teacher", "tiny", "--plan", **about)
     out = large.scratch / "run"
     large.train("distill many files", out, "distill", folder, *DISTIL, **about)
-    large.train("resume that", out, "distill", "--resume", **about)
+    large.train("resume many files", out, "distill", "--resume", **about)
     words = ("embed", folder, "--model", "tiny", "--pool", "mean", "--out", large.scratch / "means")
     large.stretch("embed many files", *words, **about)
 
@@ -269,13 +274,13 @@ def part_long(large: Large) -> None:
         shutil.rmtree(large.cache, ignore_errors=True)
     path, out = large.scratch / f"long.{asked.formats[0]}", large.scratch / "long-run"
     large.train("distill one file", out, "distill", path, *DISTIL, **about)
-    large.train("resume that", out, "distill", "--resume", **about)
+    large.train("resume one file", out, "distill", "--resume", **about)
     vectors = large.scratch / "long.npy"
-    large.run("embed one file", "embed", path, "--model", "tiny", "--out", vectors, **about)
+    large.stretch("embed one file", "embed", path, "--model", "tiny", "--out", vectors, **about)
     if asked.recogniser:
         text = large.scratch / "long.txt"
         words = ("transcribe", path, "--model", asked.recogniser, "--out", text)
-        large.run("transcribe one file", *words, **about)
+        large.stretch("transcribe one file", *words, **about)
 
 
 def part_manifest(large: Large) -> None:
@@ -286,8 +291,8 @@ def part_manifest(large: Large) -> None:
     audio = sorted(folder.rglob("*.wav"))
     about = {"lines": asked.lines, "files": files}
     tokens = large.scratch / "tokens"
-    for name, make in {"cuts.jsonl.gz": lhotse, "nemo.jsonl": nemo, "metadata.csv": table}.items():
-        path = folder / name
+    for name in asked.manifests:
+        path, make = folder / name, MANIFESTS[name]
         make(path, audio, int(1.728 * RATE), asked.lines)
         size = {"file_mib": round(path.stat().st_size / 2**20)}
         shutil.rmtree(tokens, ignore_errors=True)
@@ -295,11 +300,8 @@ def part_manifest(large: Large) -> None:
         out = large.scratch / f"run-{path.name}"
         words = ("finetune-ctc", path, "--tokenizer", tokens, "--model", "tiny")
         large.train(f"finetune-ctc on {name}", out, *words, **about)
-        large.train("resume that", out, "finetune-ctc", "--resume", **about)
-        if make is not lhotse:
-            path.unlink()
-    words = ("distill", folder / "cuts.jsonl.gz", *DISTIL)
-    large.train("distill what cuts.jsonl.gz names", large.scratch / "run", *words, **about)
+        large.train(f"resume on {name}", out, "finetune-ctc", "--resume", **about)
+        path.unlink()
 
 
 PARTS = {"files": part_files, "long": part_long, "manifest": part_manifest}
@@ -313,6 +315,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=50_000)
     parser.add_argument("--lines", type=int, default=1_000_000)
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
+    parser.add_argument("--manifests", nargs="+", choices=MANIFESTS, default=list(MANIFESTS))
     parser.add_argument("--recogniser", help="what transcribes; left out where there is none")
     parser.add_argument(
         "--stretch", type=float, default=600.0, help="seconds of what is not run to its end"
@@ -322,13 +325,7 @@ def main() -> None:
     asked = parser.parse_args()
     for part in asked.part:
         with tempfile.TemporaryDirectory(dir=asked.scratch) as name:
-            large = Large(asked, Path(name))
-            PARTS[part](large)
-        if asked.record:
-            from record import record
-
-            for row in large.found:
-                record("large", {"part": part, **row})
+            PARTS[part](Large(asked, Path(name)))
 
 
 if __name__ == "__main__":

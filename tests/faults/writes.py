@@ -58,7 +58,7 @@ class Watch:
 
     def tick(self, how: str, half: Callable[[], Any] = lambda: None) -> None:
         """Count a change that is about to be made; end there, with half of it made, where that was asked for."""
-        if os.getpid() != self.process:
+        if os.getpid() != self.process or _in_probe():
             return
         place = f"{_line()} {how}"
         self.counts[place] = self.counts.get(place, 0) + 1
@@ -126,6 +126,16 @@ class _File(io.FileIO):
     def truncate(self, size: int | None = None) -> int:
         self._watch.tick("truncate")
         return super().truncate(size)
+
+
+def _in_probe() -> bool:
+    """Whether Python tries folders for temporary files: it writes four bytes and removes them, which is not ours."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "_get_default_tempdir":
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
 
 
 def _line() -> str:
