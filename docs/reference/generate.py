@@ -421,7 +421,7 @@ def large(rows: list[dict[str, Any]]) -> str:
 
 def _size(row: dict[str, Any]) -> str:
     names = {"lines": "lines", "files": "files", "hours": "hours", "file_gib": "GiB"}
-    return ", ".join(f"{row[key]:,g} {unit}" for key, unit in names.items() if key in row)
+    return ", ".join(f"{row[key]:,} {unit}" for key, unit in names.items() if key in row)
 
 
 def _commit(row: dict[str, Any]) -> str:
