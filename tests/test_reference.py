@@ -109,6 +109,28 @@ def test_defaults_that_are_spelled_out_are_the_codes() -> None:
     assert clock(DELAY)
 
 
+# -------------------------------------------------------------------------------- benchmarks
+
+
+def test_what_remains_is_what_the_newest_campaign_of_a_kind_found() -> None:
+    def row(commit: str, **more: object) -> dict[str, Any]:
+        return {"command": "python x.py", "machine": {"commit": commit, "date": "today"}, **more}
+
+    told = GENERATE.campaigns(
+        [
+            row("aa", what="kills", kind="units", tries=30, kills=50, failures=3),
+            row("bb", what="hostile input", kind="text", tries=300, failed=2),
+            row("cc", what="fuzzing", parser="tar", inputs=1234, findings=["a"]),
+            row("dd", what="kills", kind="units", tries=20, kills=51, failures=0),
+        ]
+    )
+    assert told.splitlines()[2:] == [
+        "| kills | `units` | 101 | 3 | 3 | 0 | dd, today | `python x.py` |",
+        "| hostile input | `text` | 300 | 2 | 0 | 2 | bb, today | `python x.py` |",
+        "| fuzzing | `tar` | 1,234 | 1 | 0 | 1 | cc, today | `python x.py` |",
+    ]
+
+
 # -------------------------------------------------------------------------------- every word
 
 
