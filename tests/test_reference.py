@@ -122,6 +122,7 @@ def test_what_remains_is_what_the_newest_campaign_of_a_kind_found() -> None:
             row("bb", what="hostile input", kind="text", tries=300, failed=2),
             row("cc", what="fuzzing", parser="tar", inputs=1234, findings=["a"]),
             row("dd", what="kills", kind="units", tries=20, kills=51, failures=0),
+            row("ee", what="defects", defects=["a", "b"]),
         ]
     )
     assert told.splitlines()[2:] == [

@@ -375,7 +375,8 @@ def campaigns(rows: list[dict[str, Any]]) -> str:
     """Every campaign of faults: how often it was tried, and what went wrong, then and in the newest one."""
     kinds: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
-        kinds.setdefault((row["what"], row.get("kind") or row["parser"]), []).append(row)
+        if kind := row.get("kind") or row.get("parser"):  # others are no campaigns
+            kinds.setdefault((row["what"], kind), []).append(row)
     lines = [
         "| Fault | Kind | Tries | Went wrong | Mended | Remaining | Newest at | Its command |",
         "|---|---|---|---|---|---|---|---|",
