@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 # A password in a URL, and a token of the hub, wherever they stand.
 SECRET = re.compile(r"(?<=://)[^/\s@`'\"]*:[^/\s@`'\"]+(?=@)|\bhf_[A-Za-z0-9]{20,}")
@@ -45,3 +46,24 @@ def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     """A hint that names the nearest of `known`, or None where nothing is near."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"did you mean `{near[0]}`?" if near else None
+
+
+def present(path: Path) -> None:
+    """Refuse an input that is not there.
+
+    Raises:
+        DistilkitError: there is no such file or folder, or it cannot be reached; names the nearest.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise DistilkitError(f"no such file or folder: `{path}`", _nearby(path)) from None
+    except OSError as error:
+        raise DistilkitError(f"cannot open `{path}`: {error.strerror}") from error
+
+
+def _nearby(missing: Path) -> str | None:
+    parent = missing.parent
+    names = [path.name for path in parent.iterdir()] if parent.is_dir() else []
+    hint = did_you_mean(missing.name, names)
+    return hint.replace("`", f"`{parent}/", 1) if hint and str(parent) != "." else hint

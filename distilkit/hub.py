@@ -155,7 +155,7 @@ def download(name: str) -> Path:
             ) from error
         raise DistilkitError(
             f"`{name}` {state}, and the hub cannot be reached",
-            "give a local folder in its place, or go online once",
+            "go online once, or name what is here: a folder, a checkpoint, or `tiny`, which is built in",
         ) from error
 
 

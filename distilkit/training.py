@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from lhotse import MonoCut
 from torch import nn
 
-from distilkit import batches, config, leftovers, loop, plan
+from distilkit import batches, config, data, leftovers, loop, plan
 from distilkit.batches import Batch
 from distilkit.errors import DistilkitError
 from distilkit.objectives import Loss
@@ -358,6 +358,7 @@ def measure(
     made: Parts,
     accelerator: Accelerator,
     train: Sequence[MonoCut],
+    track: data.Tracker,
 ) -> plan.Measured:
     """Take a few real steps, keep nothing of them, and say what they took in the mean.
 
@@ -370,7 +371,8 @@ def measure(
     taken = loop.fit(
         accelerator, module, optimizer, stream, made.loss_of, recipe.train, start=0, steps=steps
     )
-    seconds = mean([step.seconds for step in taken][1:])
+    shown = track(taken, description="measuring steps", total=steps)
+    seconds = mean([step.seconds for step in shown][1:])
     return plan.Measured(seconds_per_step=seconds, peak_gib=plan.peak_gib(decided.device))
 
 

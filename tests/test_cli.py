@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +17,7 @@ import soundfile
 import typer
 from conftest import Run, voice
 
-from distilkit import cli
+from distilkit import cli, demo
 from distilkit.demo import speech as built_in_speech
 
 OPTIONS = {
@@ -35,7 +37,7 @@ OPTIONS = {
     "report": {"--out", "--audio", "--json"},
     "push": {"--private", "--message", "--dry-run", "--json"},
     "inspect": {"--text-column", "--json"},
-    "demo": {"--out", "--steps", "--json"},
+    "demo": {"--out", "--steps", "--resume", "--json"},
     "doctor": {"--json"},
     "recipes": set(),
     "recipes show": set(),
@@ -194,7 +196,7 @@ ERRORS: dict[str, tuple[list[str], str, str]] = {
     ),
     "folder without audio": (
         ["distill", "notes", "--teacher", "TEACHER"],
-        "no audio in `notes`: 1 file(s), none with a known audio suffix",
+        "no audio in `notes`: 1 file, none with a known audio suffix",
         "give a folder with recordings",
     ),
     "no audio given": (["distill"], "no audio given", "distilkit distill ./my_audio"),
@@ -384,7 +386,10 @@ def test_a_hub_id_while_offline_answers_soon(speech: Path, tmp_path: Path) -> No
     seconds, problem, hint = done.stdout.split("|")
     assert float(seconds) < 10
     assert problem == "`owner/name` is not in the local cache, and the hub cannot be reached"
-    assert hint.strip() == "give a local folder in its place, or go online once"
+    assert (
+        hint.strip()
+        == "go online once, or name what is here: a folder, a checkpoint, or `tiny`, which is built in"
+    )
     assert "Retry" not in done.stderr
 
 
@@ -440,8 +445,9 @@ def test_distill_then_embed_without_naming_the_model(
 
 
 def test_plan_writes_nothing(run: Run, speech: Path, teacher_folder: Path) -> None:
-    code, out, _ = run("distill", speech, "--teacher", teacher_folder, *QUICK, "--plan", "--json")
+    code, out, err = run("distill", speech, "--teacher", teacher_folder, *QUICK, "--plan", "--json")
     assert code == 0
+    assert "skipped.tsv" not in err
     plan = json.loads(out)
     assert plan["steps"] == 2
     assert plan["seconds_per_step"] > 0
@@ -640,6 +646,41 @@ def test_demo(run: Run) -> None:
     code, _, err = run("demo", "--out", "demo")
     assert code == 1
     assert "`demo` is not an empty folder" in err
+
+
+def test_a_demo_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Stopped after the student is there, it goes on to what the student kept."""
+
+    def stopped(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    for folder in sorted(path for path in built_in_speech().iterdir() if path.is_dir())[:3]:
+        shutil.copytree(folder, tmp_path / "few" / folder.name)
+    monkeypatch.setattr("distilkit.demo.speech", lambda: tmp_path / "few")
+    monkeypatch.setattr("distilkit.cli.demo.RECIPE", "smoke")
+    monkeypatch.setattr("distilkit.report.complete", lambda run, track: (run.folder, {}))
+    with monkeypatch.context() as patch:
+        patch.setattr("distilkit.demo.compare", stopped)
+        code, _, err = run("demo", "--steps", "2", "--out", "demo of mine")
+    said = "go on with: distilkit demo --resume --out 'demo of mine'"
+    assert (code, err.splitlines()[-1]) == (130, said)
+    code, _, err = run("demo", "--resume", "--out", "demo of mine", "--steps", "3")
+    assert code == 1
+    assert "`--steps 3` cannot change them" in err
+    Path("demo of mine").rename("demo-3")
+    kept = demo.Kept(
+        student_parameters=1,
+        teacher_parameters=4,
+        speed_up=2,
+        student_words=0.5,
+        teacher_words=1,
+        log_mel_words=0.25,
+    )
+    monkeypatch.setattr("distilkit.demo.compare", lambda *_: kept)
+    code, out, err = run("demo", "--resume")  # the newest here
+    assert code == 0, err
+    assert "75.0% smaller" in out
+    assert Path(out.splitlines()[-2]) == Path("demo-3/run/student")
 
 
 def test_the_built_in_speech_is_whole(run: Run) -> None:

@@ -348,7 +348,7 @@ ERRORS = {
     ),
     "sound without text": (
         ["evaluate", "SOUND", "--model", "MADE"],
-        "no text in `SOUND`: 12 audio file(s)",
+        "no text in `SOUND`: 12 audio files",
         "",
     ),
 }

@@ -1,5 +1,6 @@
 """What the command line says: of wrong usage, of itself, little or much, and to a shell that completes."""
 
+import io
 import json
 import os
 import pty
@@ -9,9 +10,12 @@ from pathlib import Path
 
 import pytest
 from conftest import Run
+from rich.console import Console
 
 from distilkit import cli
-from distilkit.cli import version
+from distilkit.cli import console, version
+from distilkit.data import Skipped
+from distilkit.errors import DistilkitError
 
 # ------------------------------------------------------------------------------------ wrong usage
 
@@ -273,3 +277,91 @@ def test_bash_completes(tmp_path: Path, typed: str) -> None:
     )  # fmt: skip
     assert done.stderr == ""
     assert [word for word in done.stdout.split("\n") if word] == OFFERED[typed]
+
+
+# ------------------------------------------------------------------------------------ on a terminal
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """A terminal of 40 columns."""
+    screen = io.StringIO()
+    made = Console(file=screen, width=40, force_terminal=True, color_system=None)
+    monkeypatch.setattr(console, "errors", made)
+    return screen
+
+
+def test_prose_is_broken_between_words(narrow: io.StringIO) -> None:
+    keys = ", ".join(["gradient_checkpointing", "learning_rate", "precision", "seed", "steps"])
+    console.problem(DistilkitError("unknown key `train.save_minutes`", f"keys: {keys}"))
+    console.say("the codec of this file promises more than it holds, so it is left out")
+    lines = [line.rstrip() for line in narrow.getvalue().splitlines()]
+    assert all(len(line) <= 40 for line in lines)
+    assert " ".join(lines).split() == [
+        *["error:", "unknown", "key", "`train.save_minutes`", "hint:", "keys:"],
+        *keys.split(),
+        *[
+            "the",
+            "codec",
+            "of",
+            "this",
+            "file",
+            "promises",
+            "more",
+            "than",
+            "it",
+            "holds,",
+            "so",
+            "it",
+            "is",
+            "left",
+            "out",
+        ],
+    ]
+
+
+def test_what_is_to_be_typed_stays_one_line(narrow: io.StringIO) -> None:
+    command = "distilkit finetune-ctc --resume --out 'runs/a folder with a long name'"
+    console.problem(DistilkitError("stopped", command))
+    console.say(f"go on with: {command}")
+    assert narrow.getvalue() == f"error: stopped\n\nhint: {command}\ngo on with: {command}\n"
+
+
+def test_a_log_has_a_line_for_each_thing(run: Run) -> None:
+    long = "x " * 100
+    _, _, err = run("distill", "--teacher", long)
+    assert "\n" not in err.partition("\n\nhint: ")[0]
+
+
+# --------------------------------------------------------------------------------- what is left out
+
+
+def test_what_is_left_out_is_counted_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    kinds = ["not audio", *["silent part"] * 2, "duplicate", "unusable", "unusable"]
+    skipped = [Skipped(path="a", reason="why", kind=kind) for kind in kinds]
+    console.left_out(skipped[:1], "")
+    console.left_out([skipped[0], *skipped], "all in x", shown=0)
+    assert capsys.readouterr().err.splitlines() == [
+        "left out: 1 file that is not audio",
+        "left out: 2 files that are not audio, 2 silent parts, 1 duplicate, 2 unusable (all in x)",
+    ]
+
+
+INPUT_FIRST = (
+    "distill ./adio",
+    "embed ./adio",
+    "units ./adio --model owner/name --layer 1 --clusters 2 --out x",
+    "layers ./adio --model owner/name",
+    "probe all ./adio --model owner/name",
+    "transcribe ./adio --model owner/name",
+    "evaluate ./adio --model owner/name",
+    "finetune-ctc ./adio --tokenizer x --model owner/name",
+)
+
+
+@pytest.mark.parametrize("typed", INPUT_FIRST)
+def test_a_mistyped_folder_is_said_before_a_model_is_fetched(run: Run, typed: str) -> None:
+    Path("audio").mkdir()
+    code, out, err = run(*typed.split())
+    assert (code, out) == (1, "")
+    assert err.endswith("error: no such file or folder: `adio`\n\nhint: did you mean `audio`?\n")

@@ -414,7 +414,7 @@ def test_unreadable_files_are_listed_with_status_1(
     assert "12 of 14 files" in out
     assert "left out x.wav: cannot be decoded" in err
     assert "left out short.wav: 0.020 s is shorter than one frame" in err
-    assert "left out 1 file not audio" in err
+    assert "left out 1 file that is not audio" in err
     code, out, _ = run("layers", ".", speech, "--model", teacher_folder, "--json")
     assert code == 1
     assert len(json.loads(out)["skipped"]) == 3

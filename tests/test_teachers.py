@@ -677,7 +677,7 @@ def test_half_of_a_model_in_the_cache_is_not_enough(
     (cached / gone).unlink()
     assert refused("owner/name") == (
         "`owner/name` is only partly in the local cache, and the hub cannot be reached",
-        "give a local folder in its place, or go online once",
+        "go online once, or name what is here: a folder, a checkpoint, or `tiny`, which is built in",
     )
     real = hub.snapshot_download
 
@@ -699,8 +699,8 @@ RESPONSE = SimpleNamespace(headers={}, request=None)
         (GatedRepoError("", response=RESPONSE), "`owner/other` asks for permission on the hub", "hf auth login"),
         (RepositoryNotFoundError("", response=RESPONSE), "the hub has no model `owner/other`, or it is private", "check the name, or hf auth login"),
         (OSError(28, "No space left on device"), "`owner/other` cannot be downloaded: No space left on device", "distilkit doctor"),
-        (RuntimeError("of the HTTP library"), "`owner/other` is not in the local cache, and the hub cannot be reached", "give a local folder"),
-        (json.JSONDecodeError("a captive portal", "<html>", 0), "`owner/other` is not in the local cache, and the hub cannot be reached", "give a local folder"),
+        (RuntimeError("of the HTTP library"), "`owner/other` is not in the local cache, and the hub cannot be reached", "go online once"),
+        (json.JSONDecodeError("a captive portal", "<html>", 0), "`owner/other` is not in the local cache, and the hub cannot be reached", "go online once"),
     ],
 )  # fmt: skip
 def test_a_download_that_fails(

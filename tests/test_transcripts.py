@@ -1016,7 +1016,7 @@ def test_most_of_it_unusable(folder: Path) -> None:
 
 def test_no_text_at_all(speech: Path, tmp_path: Path) -> None:
     problem, hint = refused(speech)
-    assert problem.startswith(f"no text in `{speech}`: 12 audio file(s), and none of the layouts ")
+    assert problem.startswith(f"no text in `{speech}`: 12 audio files, and none of the layouts ")
     assert all(name in problem for name in LAYOUTS)
     assert "metadata.csv" in hint
     with pytest.raises(DistilkitError, match=r"no such file or folder: `.*speach`"):

@@ -23,6 +23,7 @@ from rich.text import Text
 
 from distilkit.cli import bars
 from distilkit.errors import CONTROLS, DistilkitError, harmless
+from distilkit.wording import counted
 
 if TYPE_CHECKING:
     from distilkit.data import Skipped
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 LEADER = os.environ.get("RANK", "0") == "0"  # of several processes, the one that speaks
 errors = Console(stderr=True, quiet=not LEADER)  # progress and logs; results go to stdout
 UNLISTED = ("not audio", "no label")  # kinds of which the number says all
+NOT_AUDIO = ("file that is not audio", "files that are not audio")
+NOUNS = {"not audio": NOT_AUDIO, "two texts": ("text beside another", "texts beside another")} | {
+    kind: (kind, f"{kind}s") for kind in ("duplicate", "silent part", "empty text", "broken row")
+}  # kinds that are counted as things
 LOG_SECONDS = 5.0  # at least, between two lines of progress where there is no terminal
 NOTHING = "nothing was written"  # what most commands leave when they are interrupted
 
@@ -54,9 +59,17 @@ def _record(*told: Any, **more: Any) -> logging.LogRecord:
     return record
 
 
+TYPED = re.compile(r"(?:^|\s)(?:--[a-z]|(?:distilkit|pip|hf|cp|iconv|make) )")  # what is copied
+
+
+def whole(text: str) -> bool:
+    """Whether a text is left as one line: in a log, and where it holds what is to be typed."""
+    return not errors.is_terminal or TYPED.search(text) is not None
+
+
 def say(text: str) -> None:
-    """A line of log, as it stands but for secrets and what a terminal would obey."""
-    errors.print(harmless(text), markup=False, highlight=False, soft_wrap=True)
+    """A line of log, without secrets and what a terminal would obey; there prose is broken between words."""
+    errors.print(harmless(text), markup=False, highlight=False, soft_wrap=whole(text))
 
 
 def warn(text: str) -> None:
@@ -70,9 +83,10 @@ def problem(error: DistilkitError) -> None:
     """An error and its hint."""
     bars.still()
     before, errors.quiet = errors.quiet, not LEADER
-    errors.print(f"[bold red]error:[/] {escape(error.problem)}", highlight=False, soft_wrap=True)
-    if error.hint:
-        errors.print(f"\n[bold cyan]hint:[/] {escape(error.hint)}", highlight=False, soft_wrap=True)
+    said = [f"[bold red]error:[/] {escape(error.problem)}"]
+    said += [f"\n[bold cyan]hint:[/] {escape(error.hint)}"] if error.hint else []
+    for text in said:
+        errors.print(text, highlight=False, soft_wrap=whole(text))
     errors.quiet = before
 
 
@@ -186,7 +200,10 @@ def left_out(skipped: "Sequence[Skipped]", where: str, shown: int = 8) -> None:
     if not skipped:
         return
     counts = Counter(item.kind for item in skipped)
-    said = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
+    said = ", ".join(
+        counted(count, *NOUNS[kind]) if kind in NOUNS else f"{count:,} {kind}"
+        for kind, count in counts.items()
+    )
     say(f"left out: {said}" + (f" ({where})" if where else ""))
     for item in [item for item in skipped if item.kind not in UNLISTED][:shown]:
         say(f"  {item.path}: {item.reason}")

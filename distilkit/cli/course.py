@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import typer
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.progress import TaskID
 
     from distilkit.loop import Step
@@ -86,6 +88,16 @@ def show_plan(job: Job, measured: "Measured", disk: int, json: bool) -> None:
     console.show(console.table("plan", ("what", "value", "why"), rows), to_result=True)
 
 
+def resuming(kind: str, folder: "Path") -> str:
+    """What to type to go on with a run."""
+    return f"distilkit {kind} --resume --out {quote(str(folder))}"
+
+
+def listed(folder: "Path", planned: bool) -> str:
+    """Where all that is left out is listed."""
+    return "`distilkit inspect` lists all" if planned else f"all in {folder / 'skipped.tsv'}"
+
+
 def keeps(given: Sequence[str], default: str, recipe: str) -> None:
     """Refuse options of a run that is resumed: it goes on as it began.
 
@@ -111,7 +123,7 @@ def follow(
     train: Callable[[Callable[[], bool]], "Iterator[Step]"],
     job: Job,
     disk: int,
-    kind: str = "distill",
+    again: str,
 ) -> float:
     """Train to the end, showing how it goes, and return the seconds; stopped, say how to go on.
 
@@ -119,7 +131,7 @@ def follow(
         train: given a function that says whether to stop, does the steps.
         job: what is trained.
         disk: bytes that the run will write.
-        kind: the command that goes on with it.
+        again: the command that goes on with it.
     """
     from distilkit import plan
     from distilkit.cli import console
@@ -127,7 +139,7 @@ def follow(
     plan.check_disk(job.run.folder, disk)
     for problem in job.run.problems:
         console.warn(problem)
-    began, again = time.monotonic(), f"distilkit {kind} --resume --out {quote(str(job.run.folder))}"
+    began = time.monotonic()
 
     def saved() -> str:
         done = job.run.done
@@ -229,7 +241,7 @@ class Watch:
         self._waited += step.waited
         loss = f"loss {step.loss:.4f}" + (f" ({_parts(step.parts)})" if step.parts else "")
         numbers = (
-            f"{loss}  {step.audio_seconds / step.seconds:,.1f} s/s  "
+            f"{loss}  audio {step.audio_seconds / step.seconds:,.1f} s/s  "
             f"{peak_gib(self._plan.device):.1f} GiB"
         )
         if step.valid:

@@ -6,8 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from distilkit.cli import options
+
 if TYPE_CHECKING:
     from distilkit.demo import Kept
+
+RECIPE = "demo"
 
 
 def demo(
@@ -21,7 +25,10 @@ def demo(
         int | None,
         typer.Option(metavar="STEPS", min=1, help="Optimizer steps.", show_default="the recipe's"),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the demo in --out, else the newest here.")
+    ] = False,
+    json: options.Json = False,
 ) -> None:
     """Go the whole way offline, on the built-in teacher and speech, in a few minutes.
 
@@ -29,29 +36,29 @@ def demo(
     """
     from distilkit import demo as built_in
     from distilkit import teachers
-    from distilkit.cli import console
+    from distilkit.cli import console, course
     from distilkit.cli import distill as command
     from distilkit.config import load_recipe
     from distilkit.distill import prepare
     from distilkit.embed import embed
-    from distilkit.errors import DistilkitError
-    from distilkit.runs import free_folder
+    from distilkit.runs import Run
 
-    out = out or free_folder(Path("demo"))
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DistilkitError(
-            f"`{out}` is not an empty folder", "distilkit demo --out another-folder"
+    out = _place(out, resume)
+    run, again = Run(out / "run"), course.resuming("demo", out)
+    if run.exists:
+        course.keeps([f"--steps {steps}"] if steps else [], RECIPE, RECIPE)
+    if not run.finished:
+        job = prepare(
+            [built_in.speech()],
+            teacher="tiny",
+            out=run.folder,
+            recipe=load_recipe(RECIPE, [f"train.steps={steps}"] if steps else []),
+            resume=resume,
+            track=console.track,
         )
-    job = prepare(
-        [built_in.speech()],
-        teacher="tiny",
-        out=out / "run",
-        recipe=load_recipe("demo", [f"train.steps={steps}"] if steps else []),
-        track=console.track,
-    )
-    command.announce(job)
-    command.follow(job)
-    console.interruption(f"`{job.run.result}` is whole")
+        command.announce(job)
+        command.follow(job, again)
+    console.interruption(f"`{run.result}` is whole", again)
     student, _ = teachers.load(str(out / "run"))
     teacher, _ = teachers.load("tiny")
     console.say("asking both what they hear ...")
@@ -69,6 +76,23 @@ def demo(
     console.say("Next, with your own recordings and a real teacher:")
     console.say("  distilkit distill ./my_audio --teacher facebook/hubert-base-ls960")
     console.say(f"  distilkit embed file.wav --model {out / 'run'}")
+
+
+def _place(out: Path | None, resume: bool) -> Path:
+    """The folder of the demo: a new one, or with `resume` the one to go on with."""
+    from distilkit.errors import DistilkitError
+    from distilkit.runs import Run, free_folder
+
+    begun = sorted(Path().glob("demo*/run/run.json"), key=lambda path: path.stat().st_mtime)
+    if resume and out is None and begun:
+        return begun[-1].parents[1]
+    out = out or free_folder(Path("demo"))
+    there = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    if there and not (resume and Run(out / "run").exists):
+        raise DistilkitError(
+            f"`{out}` is not an empty folder", "distilkit demo --out another-folder"
+        )
+    return out
 
 
 def _show(kept: "Kept") -> None:

@@ -71,6 +71,7 @@ def distill(
         course.keeps([*changes, *given], DEFAULT_RECIPE, recipe)
     settings = load_recipe(recipe, changes)
     if audio and not there:
+        options.present(audio)
         for name in (teacher, student):
             if name and name != "none":
                 locate(name)  # before the imports that take seconds
@@ -86,10 +87,10 @@ def distill(
         resume=resume,
         track=console.track,
     )
-    announce(job)
+    announce(job, planned=plan)
     if plan:
         console.say("measuring a few steps ...")
-        course.show_plan(job, measure(job), disk_bytes(job), json)
+        course.show_plan(job, measure(job, console.track), disk_bytes(job), json)
         return
     _train(job, json)
 
@@ -110,21 +111,36 @@ def _train(job: "Job", json: bool) -> None:
     console.result(f"{made}")
 
 
-def follow(job: "Job") -> float:
-    """Train to the end, showing how it goes, and return the seconds."""
+def follow(job: "Job", again: str = "") -> float:
+    """Train to the end, showing how it goes, and return the seconds.
+
+    Args:
+        job: from `prepare`.
+        again: what goes on with it where it is stopped; this command's --resume when empty.
+    """
     from distilkit.cli import console, course
     from distilkit.distill import disk_bytes, finds_units, train
 
     if finds_units(job):
         console.say("finding the units ...")
-    return course.follow(lambda stop: train(job, stop, console.track), job, disk_bytes(job))
+    return course.follow(
+        lambda stop: train(job, stop, console.track),
+        job,
+        disk_bytes(job),
+        again or course.resuming("distill", job.run.folder),
+    )
 
 
-def announce(job: "Job") -> None:
-    """Show what is going to happen."""
+def announce(job: "Job", *, planned: bool = False) -> None:
+    """Show what is going to happen.
+
+    Args:
+        job: from `prepare`.
+        planned: nothing is going to be written.
+    """
     from distilkit.audio import clock
     from distilkit.cards import noise_text, objective_text
-    from distilkit.cli import console
+    from distilkit.cli import console, course
     from distilkit.wording import counted
 
     facts, teacher, student = job.facts, job.facts["teacher"], job.facts["student"]
@@ -160,4 +176,4 @@ def announce(job: "Job") -> None:
     for note in teacher["notes"] if teacher else []:
         console.say(f"teacher: {note}")
     if job.collection is not None:
-        console.left_out(job.collection.skipped, "all in skipped.tsv")
+        console.left_out(job.collection.skipped, course.listed(job.run.folder, planned))

@@ -200,5 +200,7 @@ def _hub() -> Check:
             return Check(name="hub", well=True, found="reachable")
     except OSError:
         return Check(
-            name="hub", well=True, found="not reachable; give local paths as --teacher and --model"
+            name="hub",
+            well=True,
+            found="out of reach: --teacher and --model take paths, and `tiny`, which is built in",
         )

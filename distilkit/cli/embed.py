@@ -60,6 +60,7 @@ def embed(
     from distilkit.errors import DistilkitError
     from distilkit.hub import default_model, locate
 
+    options.present(inputs)
     name = model or default_model()
     console.say(f"model: {name}" + ("" if model else " (no --model given)"))
     locate(name)  # before the imports that take seconds
@@ -95,7 +96,7 @@ def embed(
     for item in failed:
         console.warn(f"left out {item.path}: {item.reason}")
     if len(skipped) > len(failed):
-        console.say(f"left out {counted(len(skipped) - len(failed), 'file')} not audio")
+        console.say(f"left out {counted(len(skipped) - len(failed), *console.NOT_AUDIO)}")
     if json:
         console.document(
             {

@@ -46,6 +46,7 @@ def evaluate(
     from distilkit.hub import default_recogniser, locate
     from distilkit.runs import make_parent
 
+    options.present(data)
     name = model or default_recogniser()
     console.say(f"model: {name}" + ("" if model else " (no --model given)"))
     for each in (name, against):

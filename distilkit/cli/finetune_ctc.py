@@ -84,13 +84,13 @@ def finetune_ctc(
     changes += [f"data.text_column={text_column}"] if text_column else []
     changes += [f"lora.rank={rank or 16}"] if lora else []
     job = _prepared(data or [], tokenizer, model, out, recipe, changes, merge, resume)
-    _announce(job)
+    _announce(job, plan)
     if plan:
         from distilkit import ctc
         from distilkit.cli import console, course
 
         console.say("measuring a few steps ...")
-        course.show_plan(job, ctc.measure(job), ctc.disk_bytes(job), json)
+        course.show_plan(job, ctc.measure(job, console.track), ctc.disk_bytes(job), json)
         return
     _train(job, json)
 
@@ -112,11 +112,12 @@ def _prepared(
 
     there = resume and resumable(out, "finetune-ctc")
     if there:
-        options = {"--tokenizer": tokenizer, "--model": model}
-        given = [f"{name} {value}" for name, value in options.items() if value]
+        named = {"--tokenizer": tokenizer, "--model": model}
+        given = [f"{name} {value}" for name, value in named.items() if value]
         course.keeps([*changes, *given], DEFAULT_RECIPE, recipe)
     settings = load_recipe(recipe, changes, CtcRecipe)
     if data and not there:
+        options.present(data)
         model = _given(data[0], tokenizer, model)
 
     from distilkit import ctc
@@ -155,7 +156,10 @@ def _train(job: "Job", json: bool) -> None:
     from distilkit.cli import console, course
 
     seconds = course.follow(
-        lambda stop: ctc.train(job, stop), job, ctc.disk_bytes(job), "finetune-ctc"
+        lambda stop: ctc.train(job, stop),
+        job,
+        ctc.disk_bytes(job),
+        course.resuming("finetune-ctc", job.run.folder),
     )
     rows = job.run.rows("metrics.jsonl")
     best, wrong = ctc.best(rows), ctc.diagnosis(rows, job.plan, job.recipe)
@@ -185,10 +189,10 @@ def _train(job: "Job", json: bool) -> None:
     console.result(f"{result}")
 
 
-def _announce(job: "Job") -> None:
+def _announce(job: "Job", planned: bool) -> None:
     from distilkit.audio import clock
     from distilkit.cards import text_text, training_text
-    from distilkit.cli import console
+    from distilkit.cli import console, course
     from distilkit.wording import counted
 
     facts = job.facts
@@ -224,7 +228,7 @@ def _announce(job: "Job") -> None:
     for note in base["notes"]:
         console.say(f"model: {note}")
     if job.collection is not None:
-        console.left_out(job.collection.skipped, "all in skipped.tsv")
+        console.left_out(job.collection.skipped, course.listed(job.run.folder, planned))
 
 
 def _speakers(count: int) -> str:

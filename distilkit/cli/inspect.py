@@ -1,11 +1,14 @@
 """`distilkit inspect`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from distilkit.cli import completion, options
+from distilkit.cli import completion, course, options
+
+if TYPE_CHECKING:
+    from distilkit.runs import Run
 
 
 def inspect(
@@ -91,12 +94,12 @@ def _run(name: str) -> dict[str, Any] | None:
     facts, rows = run.read(), run.rows("metrics.jsonl")
     valid = [row for row in rows if "valid" in row]
     whole = [row for row in rows if row["loss"] is not None]
-    loss = {f"step {row['step']}": round(row["loss"], 4) for row in whole[:1] + whole[-1:]}
+    loss = {f"step {row['step']:,}": round(row["loss"], 4) for row in whole[:1] + whole[-1:]}
     if facts["kind"] == "finetune-ctc":
         return {
             "is": "a fine-tuning run",
-            "state": "finished" if run.finished else "not finished",
-            "steps": f"{rows[-1]['step'] if rows else 0} of {facts['plan']['steps']}",
+            **_state(run),
+            "steps": _steps(rows, facts),
             "model": facts["base"]["name"],
             "tokens": facts["tokenizer"]["tokens"],
             "data": facts["data"],
@@ -105,15 +108,15 @@ def _run(name: str) -> dict[str, Any] | None:
             "left out": facts["skipped"],
             "loss": loss,
             "held-out words wrong": {
-                f"step {row['step']}": f"{row['valid']['wer']:.1%}"
+                f"step {row['step']:,}": f"{row['valid']['wer']:.1%}"
                 for row in valid[:1] + valid[-1:]
             },
             "versions": facts["versions"],
         }
     return {
         "is": "a distillation run",
-        "state": "finished" if run.finished else "not finished",
-        "steps": f"{rows[-1]['step'] if rows else 0} of {facts['plan']['steps']}",
+        **_state(run),
+        "steps": _steps(rows, facts),
         "teacher": facts["teacher"]["name"] if facts["teacher"] else "none",
         "audio": facts["audio"],
         "train seconds": facts["train_seconds"],
@@ -121,10 +124,22 @@ def _run(name: str) -> dict[str, Any] | None:
         "left out": facts["skipped"],
         "loss": loss,
         "held-out loss": {
-            f"step {row['step']}": round(row["valid"]["loss"], 4) for row in valid[:1] + valid[-1:]
+            f"step {row['step']:,}": round(row["valid"]["loss"], 4)
+            for row in valid[:1] + valid[-1:]
         },
         "versions": facts["versions"],
     }
+
+
+def _state(run: "Run") -> dict[str, Any]:
+    """Whether it is done, and where its result or what goes on with it is."""
+    if run.result is None:
+        return {"state": "not finished", "go on with": course.resuming(run.kind, run.folder)}
+    return {"state": "finished", "result": str(run.result)}
+
+
+def _steps(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
+    return f"{rows[-1]['step'] if rows else 0:,} of {facts['plan']['steps']:,}"
 
 
 def _exported(name: str) -> dict[str, Any] | None:
@@ -217,6 +232,7 @@ def _transcribed(name: str, text_column: str) -> dict[str, Any] | None:
     found = transcripts.facts(read.cuts, read.skipped)
     return {
         "is": f"recordings with text ({read.layouts[0]})",
+        "counted": "what `finetune-ctc` can learn; `distill` hears recordings without text too",
         "recordings": len({cut.recording.id for cut in read.cuts}),
         "utterances": found.utterances,
         "hours": round(found.hours, 4),

@@ -54,6 +54,7 @@ def layers(
     from distilkit.cli import console
     from distilkit.hub import locate
 
+    options.present(audio)
     for name in filter(None, (model, against)):
         locate(name)  # before the imports that take seconds
 
@@ -83,7 +84,7 @@ def layers(
     for item in failed:
         console.warn(f"left out {item.path}: {item.reason}")
     if len(result.skipped) > len(failed):
-        console.say(f"left out {counted(len(result.skipped) - len(failed), 'file')} not audio")
+        console.say(f"left out {counted(len(result.skipped) - len(failed), *console.NOT_AUDIO)}")
     for note in [*result.notes, *_doubts(result)]:
         console.say(f"note: {note}")
     picked = choices[USUAL].layers if choices else ()

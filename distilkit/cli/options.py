@@ -129,6 +129,19 @@ Rate = Annotated[
 ]
 
 
+def present(inputs: list[str]) -> None:
+    """Refuse inputs that are not there, before a model is looked for or downloaded.
+
+    Raises:
+        DistilkitError: names the first one, and what lies near it.
+    """
+    from distilkit.errors import present
+
+    for item in inputs:
+        if item != "-":
+            present(Path(item))
+
+
 def streamed(inputs: list[str]) -> bool:
     """Whether standard input is asked for, and brings something.
 

@@ -96,6 +96,7 @@ def probe(
     from distilkit.hub import default_model, locate
     from distilkit.runs import make_parent
 
+    options.present(data)
     name = model or default_model()
     console.say(f"model: {name}" + ("" if model else " (no --model given)"))
     names = [name, *([against] if against else [])]

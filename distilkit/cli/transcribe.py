@@ -70,6 +70,7 @@ def transcribe(
 
     if timestamps and format == "txt":
         raise DistilkitError("`--timestamps` has no place in `--format txt`", "--format json")
+    options.present(inputs)
     name = model or default_recogniser()
     console.say(f"model: {name}" + ("" if model else " (no --model given)"))
     locate(name)  # before the imports that take seconds

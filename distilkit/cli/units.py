@@ -58,6 +58,7 @@ def units(
 
     if model is None and layer is not None:
         raise DistilkitError(f"`--layer {layer}` of no model", f"--model tiny --layer {layer}")
+    options.present(audio)
     if model:
         locate(model)  # before the imports that take seconds
 

@@ -344,11 +344,16 @@ def parts(job: Job, accelerator: Accelerator) -> training.Parts:
     )
 
 
-def measure(job: Job) -> plan.Measured:
-    """Take a few real steps of a job, keep nothing of them, and say what all of them would take."""
+def measure(job: Job, track: data.Tracker = data.untracked) -> plan.Measured:
+    """Take a few real steps of a job, keep nothing of them, and say what all of them would take.
+
+    Args:
+        job: from `prepare`.
+        track: wraps an iterable to show progress.
+    """
     accelerator = loop.accelerator(job.plan.device, job.plan.precision)
     made = parts(job, accelerator)
-    return training.measure(job.recipe, job.plan, made, accelerator, job.train)
+    return training.measure(job.recipe, job.plan, made, accelerator, job.train, track)
 
 
 def disk_bytes(job: Job) -> int:

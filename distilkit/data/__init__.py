@@ -18,6 +18,7 @@ from distilkit.data.common import MAX_UNUSABLE, Tracker, untracked
 from distilkit.data.find import Found, find, shown
 from distilkit.data.scan import Clip, Skipped, cache_folder, scan, silent_parts, stamp, still
 from distilkit.errors import DistilkitError
+from distilkit.wording import counted
 
 if TYPE_CHECKING:
     from lhotse import MonoCut
@@ -138,7 +139,7 @@ def collect(
     names = ", ".join(f"`{item}`" for item in inputs)
     if not tried:
         raise DistilkitError(
-            f"no audio in {names}: {len(skipped)} file(s), none with a known audio suffix"
+            f"no audio in {names}: {counted(len(skipped), 'file')}, none with a known audio suffix"
             if skipped
             else f"no audio in {names}: no files at all",
             "give a folder with recordings",

@@ -10,7 +10,7 @@ from distilkit.audio import SUFFIXES, AudioError
 from distilkit.data import archives
 from distilkit.data.archives import Held
 from distilkit.data.tables import json_lines
-from distilkit.errors import DistilkitError, did_you_mean
+from distilkit.errors import DistilkitError, present
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +46,7 @@ def find(inputs: Sequence[str | Path], *, unpack: bool = False) -> Iterator[Foun
     taken: Counter[str] = Counter()
     several = len(inputs) > 1
     for root in map(Path, inputs):
-        try:
-            root.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            raise DistilkitError(f"no such file or folder: `{root}`", _nearby(root)) from None
-        except OSError as error:
-            raise DistilkitError(f"cannot open `{root}`: {error.strerror}") from error
+        present(root)
         for path, name, audio in _candidates(root, several, seen):
             there = Found(path=path, id=name, audio=audio)
             inside = unpack and path.suffix.lower() == archives.SUFFIX and not _hidden(path, root)
@@ -163,10 +158,3 @@ def _beside(path: Path, manifest: Path) -> Path:
         raise ValueError("a name with a zero byte")
     other = manifest.parent / path
     return other if not path.exists() and other.exists() else path
-
-
-def _nearby(missing: Path) -> str | None:
-    parent = missing.parent
-    names = [path.name for path in parent.iterdir()] if parent.is_dir() else []
-    hint = did_you_mean(missing.name, names)
-    return hint.replace("`", f"`{parent}/", 1) if hint and str(parent) != "." else hint

@@ -19,6 +19,7 @@ from distilkit.data.scan import Clip, Skipped, cache_folder, scan
 from distilkit.data.sources import NO_AUDIO, NO_TEXT, Source, Utterance, source
 from distilkit.data.tables import TABLES, column, json_lines, lines_of, plain, table, text_column
 from distilkit.errors import DistilkitError
+from distilkit.wording import counted
 
 if TYPE_CHECKING:
     from lhotse import MonoCut, Recording
@@ -200,7 +201,7 @@ def _layout(place: Source) -> str:
                 pass  # says which line is broken, if one is
         audio = sum(item.audio for item in place.files)
         raise DistilkitError(
-            f"no text in `{place.place}`: {audio} audio file(s), and none of the layouts "
+            f"no text in `{place.place}`: {counted(audio, 'audio file')}, and none of the layouts "
             f"{', '.join(LAYOUTS)}",
             "write the words of NAME.wav to NAME.txt beside it, or give a metadata.csv with the "
             "columns file_name and transcription",

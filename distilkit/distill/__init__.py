@@ -247,15 +247,19 @@ def distill(audio: Sequence[str | Path], **options: Any) -> Path:
     return job.run.folder / "student"
 
 
-def measure(job: Job) -> plan.Measured:
+def measure(job: Job, track: data.Tracker = data.untracked) -> plan.Measured:
     """Take a few real steps of a job, keep nothing of them, and say what all of them would take.
 
     The first step warms up and does not count.
+
+    Args:
+        job: from `prepare`.
+        track: wraps an iterable to show progress.
     """
     accelerator = loop.accelerator(job.plan.device, job.plan.precision)
     made, targets = assemble(job, accelerator)
     if not job.plan.stored:
-        return training.measure(job.recipe, job.plan, made, accelerator, job.train)
+        return training.measure(job.recipe, job.plan, made, accelerator, job.train, track)
     schedule = plan.schedule(job.recipe, job.train, job.plan.micro_seconds)
     numbers = range(1, training.measured_steps(job.recipe) + 1)
     groups = [group for number in numbers for group in schedule.step(number)]
@@ -268,7 +272,7 @@ def measure(job: Job) -> plan.Measured:
             pass
         each = (time.perf_counter() - began) / sum(cut.duration for cut in used)
         made = replace(made, beside=store.read)
-        found = training.measure(job.recipe, job.plan, made, accelerator, job.train)
+        found = training.measure(job.recipe, job.plan, made, accelerator, job.train, track)
     return replace(found, target_seconds=each * sum(cut.duration for cut in left))
 
 
