@@ -34,7 +34,7 @@ dt{color:var(--soft)}dd{margin:0}li{overflow-wrap:anywhere}
 .tasks td:nth-child(2){grid-column:1/-1;color:var(--soft)}.tasks th,.tasks td{white-space:normal}
 td[data-of]::before{content:attr(data-of);display:block;color:var(--soft);font-size:.8em;
 overflow-wrap:anywhere}}
-@media print{.wide{overflow:visible}}
+@page{margin:14mm}@media print{.wide{overflow:visible}tr{break-inside:avoid}}
 """
 
 

@@ -155,7 +155,7 @@ def test_among_usable_audio_it_is_a_listed_skip(
     make(folder)
     code, out, err = run("distill", folder, speech, "--teacher", teacher_folder, *QUICK)
     assert (code, out) == (0, "runs/audio/student\n"), err
-    assert "left out: 1 unusable (all in skipped.tsv)" in err
+    assert "left out: 1 unusable (all in runs/audio/skipped.tsv)" in err
     rows = Path("runs/audio/skipped.tsv").read_text().splitlines()
     assert len(rows) == 2
     assert rows[1].startswith(f"unusable\t0.00\t{folder}/x.")

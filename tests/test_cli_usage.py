@@ -77,6 +77,7 @@ SLIPS = {
 @pytest.mark.parametrize("typed", SLIPS)
 def test_names_that_are_nearly_right_are_suggested(run: Run, typed: str) -> None:
     Path("runs/mime").mkdir(parents=True)
+    Path("x").mkdir()
     code, _, err = run(*typed.split())
     assert (code, err.rpartition("hint: ")[2]) == (1, f"{SLIPS[typed]}\n")
 

@@ -171,7 +171,9 @@ def _show(name: str, found: "Evaluation") -> None:
     if worst:
         console.result("\nworst utterances")
         for item in worst:
-            console.result(f"{item.id}: {item.errors.words.errors} of {item.errors.words.spoken}")
+            console.result(
+                f"{item.id}: {item.errors.words.errors} of {item.errors.words.spoken} words wrong"
+            )
             console.result(aligned(item.said, item.heard))
 
 

@@ -254,8 +254,8 @@ footer{margin-top:3rem;padding-top:1rem;border-top:1px solid var(--line);color:v
 section{margin-top:1.8rem;padding-top:1.2rem}}
 @media print{:root{color-scheme:light;--ink:#000;--paper:#fff}
 body,.state,.tiles li,.band,.word,.heat td,.legend i{print-color-adjust:exact}
-nav,audio{display:none}main{max-width:none;padding:0}figure,.tiles li,.utterances>li,tr{break-inside:avoid}
-h2,h3{break-after:avoid}.charts{grid-template-columns:1fr 1fr}.tiles{grid-template-columns:repeat(3,1fr)}
+nav,audio{display:none}main{max-width:none;padding:0}figure,.tiles li,.utterances>li,table{break-inside:avoid}
+h2,h3,h2+p{break-after:avoid}.charts{grid-template-columns:1fr 1fr}.tiles{grid-template-columns:repeat(3,1fr)}
 dl>div{grid-template-columns:8rem 1fr}.plot{height:9rem}section{margin-top:1.2rem}}
 """
 

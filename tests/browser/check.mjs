@@ -43,6 +43,17 @@ const look = async () => {
   };
 };
 
+// What would be wrong on paper, where the page is looked at as it is printed.
+const printed = () => {
+  const style = element => getComputedStyle(element);
+  return [
+    ...[...document.querySelectorAll("nav, audio")].filter(element => style(element).display !== "none"),
+    ...[...document.querySelectorAll("figure, table")].filter(element => style(element).breakInside !== "avoid"),
+    ...[...document.querySelectorAll("h2, h3")].filter(element => style(element).breakAfter !== "avoid"),
+    ...[document.body].filter(element => style(element).backgroundColor !== "rgb(255, 255, 255)"),
+  ].map(element => element.outerHTML.slice(0, 100));
+};
+
 // What the cursor reads in the first chart: before, inside, and after.
 const read = async page => {
   const plot = page.locator("figure.chart .plot").first();
@@ -75,8 +86,10 @@ for (const file of files) {
       await page.evaluate(() => document.querySelectorAll("details").forEach(each => { each.open = true; }));
       await page.evaluate(axe);
       const {violations} = await page.evaluate(() => window.axe.run());
+      await page.emulateMedia({media: "print", colorScheme});
+      const paper = await page.evaluate(printed);
       found.push({
-        file, colorScheme, width, opened, said, asked, cursor, ...seen,
+        file, colorScheme, width, opened, said, asked, cursor, paper, ...seen,
         violations: violations.map(each => `${each.id}: ${each.help}: ${each.nodes.slice(0, 3).map(node => node.html.slice(0, 160)).join(" | ")}`),
       });
       await context.close();

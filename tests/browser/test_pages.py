@@ -85,6 +85,11 @@ def test_everyone_can_read_it(seen: list[dict[str, Any]]) -> None:
         assert failures(seen, name) == {}
 
 
+def test_paper_is_white_and_nothing_is_torn(seen: list[dict[str, Any]]) -> None:
+    """Printed: no links and players, tables and pictures whole, no heading at the end of a page."""
+    assert failures(seen, "paper") == {}
+
+
 def test_recordings_play(seen: list[dict[str, Any]]) -> None:
     for each in seen:
         if Path(each["file"]).parent.name == "tuned":
