@@ -68,7 +68,7 @@ def whole(text: str) -> bool:
 
 
 def say(text: str) -> None:
-    """A line of log, without secrets and what a terminal would obey; there prose is broken between words."""
+    """A line of log without secrets and what a terminal would obey, which has prose broken at words."""
     errors.print(harmless(text), markup=False, highlight=False, soft_wrap=whole(text))
 
 
