@@ -74,9 +74,8 @@ def units(
         called = (model, checkpoint.source)
         for note in checkpoint.notes:
             console.say(f"model: {note}")
-    console.interruption(
-        "what was found is kept beside it, and not done again", console.typed_again()
-    )
+    left = "what was found is kept beside it, and not done again"
+    console.interruption(left, console.typed_again())
     made = hidden.units(
         audio,
         out,

@@ -51,6 +51,13 @@ FORM = """\
 """
 
 
+def recordings(folder: Path) -> None:
+    """Lay a few minutes of the built-in speech into `my_audio`, and a file that is no audio."""
+    for voice in sorted(path for path in demo.SPEECH.iterdir() if path.is_dir())[:VOICES]:
+        shutil.copytree(voice, folder / "my_audio" / voice.name)
+    (folder / "my_audio" / "notes.txt").write_text("who is who\n")
+
+
 def tmux(*words: str) -> str:
     """What a tmux of our own answers."""
     command = ["tmux", "-L", "distilkit-pictures", *words]
@@ -78,9 +85,7 @@ def main() -> None:
     """Run, take the screen, write the picture."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        for voice in sorted(path for path in demo.SPEECH.iterdir() if path.is_dir())[:VOICES]:
-            shutil.copytree(voice, folder / "my_audio" / voice.name)
-        (folder / "my_audio" / "notes.txt").write_text("who is who\n")
+        recordings(folder)
         seen = screen(folder)
     console = Console(width=WIDTH, record=True, file=io.StringIO(), force_terminal=True)
     console.print(Text.from_ansi(f"$ {COMMAND}\n{seen.rstrip()}"))
