@@ -134,6 +134,10 @@ def write_text(path: Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8")
 
 
+# What goes wrong where JSON is whole and says other things than it should.
+MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+
 def parse_json(text: str) -> Any:
     """What JSON says.
 

@@ -7,9 +7,11 @@ import io
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -362,6 +364,43 @@ def test_whatever_is_missing_there_is_a_page(run: str, request: pytest.FixtureRe
     for name in ("metrics.jsonl", "speed.jsonl", "report.json", "skipped.tsv", "recipe.toml"):
         (folder / name).unlink()
     sound(written(folder))
+
+
+@pytest.mark.parametrize("made", ["copied", "copied_ctc"])
+def test_files_that_say_other_things_are_one_error(
+    made: str, run: Command, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values of other types, missing ones, endless brackets, other bytes: there is a page, or one error."""
+    monkeypatch.syspath_prepend(Path(__file__).parent / "faults")
+    from mutate import bytes_file, changed, json_file, json_text, write_text
+
+    folder, ends = request.getfixturevalue(made), Counter[str]()
+    monkeypatch.setattr(measure, "measure", lambda *_: {"speed": "not now"})
+    task = {"title": "a", "kept": None, "metrics": [], "values": {}}
+    probes = {"ks": {"task": task, "models": ["m"], "data": []}}
+    (folder / "probes.json").write_text(json.dumps(probes))
+    names = ["run.json", "report.json", "probes.json", "metrics.jsonl", "speed.jsonl"]
+    for name in (*names, "audio.jsonl.gz"):
+        whole = (folder / name).read_bytes()
+        for number in range(10):
+            rng = Random(f"{name} {number}")
+            if name.endswith(".json"):
+                json_file(folder / name, rng)
+            elif name.endswith(".jsonl"):
+                lines = whole.decode().splitlines()
+                value, _ = changed(json.loads(lines[0]), rng)
+                write_text(folder / name, "\n".join([*lines[1:], json_text(value, rng), ""]))
+            else:
+                bytes_file(folder / name, rng)
+            code, _, err = run("report", folder, "--no-audio")
+            assert (code != 0) == ("error: " in err)
+            if code:
+                assert "` is damaged: " in err
+                assert "hint: " in err
+            ends[Path(err.split("error: `")[1].split("`")[0]).name if code else "used"] += 1
+            (folder / name).write_bytes(whole)
+    assert all(ends[name] for name in names)
+    assert ends["used"] > 10
 
 
 def test_a_run_that_has_only_begun(copied: Path) -> None:

@@ -36,7 +36,7 @@ def report(
     """
     from distilkit.cli import console
     from distilkit.errors import DistilkitError
-    from distilkit.runs import Run, make_parent
+    from distilkit.runs import MALFORMED, Run, make_parent
 
     found = Run(run)
     found.read()
@@ -51,7 +51,10 @@ def report(
         console.say(f"measuring {', '.join(missing)} ...")
     if not found.finished:
         console.say("not finished: nothing is measured yet, the logs are shown")
-    path, problems = writing.complete(found, out, sound=audio, track=console.track)
+    try:
+        path, problems = writing.complete(found, out, sound=audio, track=console.track)
+    except MALFORMED as error:
+        raise writing.damaged(found, error) from error
     for name, problem in problems.items():
         console.warn(f"the report lacks {name}: {problem}")
     if json:

@@ -4,8 +4,8 @@ The page follows from files of the run folder alone. What takes long (likeness o
 utterances) is measured once, when the run is done, and kept in `report.json`.
 """
 
-import json
 import time
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -13,14 +13,15 @@ from typing import Any
 
 from distilkit import training
 from distilkit.data import Tracker, untracked
+from distilkit.errors import DistilkitError
 from distilkit.pages import PROBES
 from distilkit.report import measure, page, sources
 from distilkit.report.history import History
 from distilkit.report.measure import FILE, MEASURES, missing, reason
 from distilkit.report.told import Told, recipe
-from distilkit.runs import Run, write_text
+from distilkit.runs import MALFORMED, Run, parse_json, write_text
 
-__all__ = ["FILE", "MEASURES", "PAGE", "Report", "complete", "missing", "reason"]
+__all__ = ["FILE", "MEASURES", "PAGE", "Report", "complete", "damaged", "missing", "reason"]
 
 PAGE = "report.html"
 SHARE = 0.01  # of the time of a run that its report may take
@@ -46,11 +47,21 @@ class Report:
             sound: whether recordings may be played.
 
         Raises:
-            DistilkitError: it cannot be written.
+            DistilkitError: it cannot be written, or a log is damaged.
         """
-        folder, path = self._run.folder, out or self._run.folder / PAGE
+        path = out or self._run.folder / PAGE
+        write_text(path, page.render(self.told(state, sound)))
+        return path
+
+    def told(self, state: str = "", sound: bool = True) -> Told:
+        """What the page is made of, with what was added to the logs.
+
+        Raises:
+            DistilkitError: a line of a log is damaged.
+        """
+        folder = self._run.folder
         self._read.history.read()
-        told = replace(
+        return replace(
             self._read,
             measured=measure.kept(folder),
             probes=_probes(folder),
@@ -58,8 +69,6 @@ class Report:
             state=state,
             sound=sound,
         )
-        write_text(path, page.render(told))
-        return path
 
     @cached_property
     def _read(self) -> Told:
@@ -93,9 +102,23 @@ class Report:
         return ""
 
 
+def damaged(run: Run, error: Exception) -> DistilkitError:
+    """Which file of a run says other things than it should, so that there is no page: one of `MALFORMED`."""
+    told = Report(run).told()
+    without = {FILE: replace(told, measured={}), PROBES: replace(told, probes={})}
+    for name, rest in without.items():
+        with suppress(*MALFORMED):
+            page.render(rest)
+            file = told.folder / name
+            again = f"rm {file}; distilkit report {told.folder}"
+            return DistilkitError(f"`{file}` is damaged: {reason(error)}", again)
+    file = told.folder / "run.json"
+    return DistilkitError(f"`{file}` is damaged: {reason(error)}", "start again with a new --out")
+
+
 def _probes(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / PROBES).read_text(encoding="utf-8"))
+        found = parse_json((folder / PROBES).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -116,7 +139,7 @@ def complete(
         The page, and what could not be measured with the reason; the page says it too.
 
     Raises:
-        DistilkitError: there is no run, or the page cannot be written.
+        DistilkitError: there is no run, a log is damaged, or the page cannot be written.
     """
     run.read()
     names, problems = missing(run), dict[str, str]()

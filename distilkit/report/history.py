@@ -1,11 +1,13 @@
 """The logs of a run as curves of bounded size; what is added to the logs later is read on from there."""
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from distilkit.errors import DistilkitError
+from distilkit.runs import MALFORMED, parse_json
 
 MOST = 400  # stretches of a curve
 BROKEN = 20  # steps left out that are kept with their reason
@@ -101,19 +103,21 @@ class Log:
     """A JSON-lines file that grows: each call of `new` gives the whole lines since the last one."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._at = path, 0
+        self.path, self._at = path, 0
+        self.line = 0  # number of the newest row
 
     def new(self) -> Iterator[dict[str, Any]]:
         """The rows that were added; a line that is not whole yet is left for later."""
-        if not self._path.is_file():
+        if not self.path.is_file():
             return
-        with self._path.open("rb") as file:
+        with self.path.open("rb") as file:
             file.seek(self._at)
             for line in file:
                 if not line.endswith(b"\n"):
                     return
                 self._at += len(line)
-                yield json.loads(line)
+                self.line += 1
+                yield parse_json(line.decode("utf-8"))
 
 
 class History:
@@ -141,11 +145,20 @@ class History:
         self.early_gib = 0.0
 
     def read(self) -> None:
-        """Take what was added to the logs."""
-        for row in self._metrics.new():
-            self._take(row)
-        for row in self._speed.new():
-            self._time(row)
+        """Take what was added to the logs.
+
+        Raises:
+            DistilkitError: a line is damaged.
+        """
+        for log, take in ((self._metrics, self._take), (self._speed, self._time)):
+            try:
+                for row in log.new():
+                    take(row)
+            except MALFORMED as error:
+                raise DistilkitError(
+                    f"`{log.path}` is damaged: line {log.line}: {error}",
+                    f"remove that line: sed -i {log.line}d {log.path}",
+                ) from error
 
     def _take(self, row: dict[str, Any]) -> None:
         self.step = step = int(row["step"])

@@ -25,7 +25,7 @@ from distilkit.errors import DistilkitError
 from distilkit.evaluate import Judged
 from distilkit.recognisers import Recogniser
 from distilkit.report import sources
-from distilkit.runs import Run, write_text
+from distilkit.runs import Run, parse_json, write_text
 
 FILE = "report.json"
 FRAMES_PER_NUMBER = 10  # of audio that layers are compared on, for each number of a vector
@@ -191,7 +191,7 @@ MEASURES: dict[str, dict[str, Measure]] = {  # of a run of each command
 def kept(folder: Path) -> dict[str, Any]:
     """What was measured before; nothing where there is no such file, or it is damaged."""
     try:
-        found = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        found = parse_json((folder / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -1,13 +1,15 @@
 """What audio a run uses, and what was left out: from `audio.jsonl.gz` and `skipped.tsv`."""
 
 import gzip
-import json
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from distilkit.runs import MALFORMED, parse_json
 
 BARS = 24  # of the histogram of lengths
 LISTED = 20  # files of a kind that are named with their reasons
@@ -52,21 +54,11 @@ class Sources:
 def read(folder: Path) -> Sources:
     """What the run in a folder uses; of a file that is missing or damaged as much as can be read."""
     found, files = Sources(), set[str]()
-    for row in windows(folder / "audio.jsonl.gz"):
-        custom = row.get("custom") or {}
-        split = "valid" if custom.get("split") == "valid" else "train"
-        found.lengths[split][int(row["duration"] / FAST)] += 1
-        found.seconds[split] += row["duration"]
-        found.speakers[split] |= {
-            said["speaker"] for said in row["supervisions"] if said.get("speaker")
-        }
-        source = custom.get("source") or row["recording"]["id"]
-        if source not in files:
-            files.add(source)
-            found.rates[custom.get("rate", 0)] += 1
-            found.suffixes[Path(source).suffix.lower() or "none"] += 1
+    with suppress(*MALFORMED):
+        for row in windows(folder / "audio.jsonl.gz"):
+            _take(found, row, files)
     with (
-        suppress(OSError),
+        suppress(OSError, ValueError),
         (folder / "skipped.tsv").open(encoding="utf-8", errors="replace") as rows,
     ):
         next(rows, "")
@@ -79,8 +71,27 @@ def read(folder: Path) -> Sources:
     return found
 
 
+def _take(found: Sources, row: dict[str, Any], files: set[str]) -> None:
+    """Count a window."""
+    custom = row.get("custom") or {}
+    split = "valid" if custom.get("split") == "valid" else "train"
+    found.lengths[split][int(row["duration"] / FAST)] += 1
+    found.seconds[split] += row["duration"]
+    found.speakers[split] |= {
+        said["speaker"] for said in row["supervisions"] if said.get("speaker")
+    }
+    source = custom.get("source") or row["recording"]["id"]
+    if source not in files:
+        files.add(source)
+        found.rates[custom.get("rate", 0)] += 1
+        found.suffixes[Path(source).suffix.lower() or "none"] += 1
+
+
 def windows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of `audio.jsonl.gz`, up to where it is damaged."""
-    with suppress(OSError, EOFError, ValueError), gzip.open(path, "rt", encoding="utf-8") as rows:
+    with (
+        suppress(OSError, EOFError, ValueError, zlib.error),
+        gzip.open(path, "rt", encoding="utf-8") as rows,
+    ):
         for line in rows:
-            yield json.loads(line)
+            yield parse_json(line)

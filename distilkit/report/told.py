@@ -47,7 +47,7 @@ def recipe(folder: Path, kind: str) -> config.Recipe | config.CtcRecipe | None:
         if kind == "finetune-ctc":
             return config.parse_recipe(settings, str(path), config.CtcRecipe)
         return config.parse_recipe(settings, str(path))
-    except (OSError, ValueError, DistilkitError):
+    except (OSError, ValueError, RecursionError, DistilkitError):
         return None
 
 
