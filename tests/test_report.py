@@ -399,7 +399,7 @@ def test_files_that_say_other_things_are_one_error(
                 assert "hint: " in err
             ends[Path(err.split("error: `")[1].split("`")[0]).name if code else "used"] += 1
             (folder / name).write_bytes(whole)
-    assert all(ends[name] for name in names)
+    assert sum(ends[name] for name in names) > 10
     assert ends["used"] > 10
 
 

@@ -426,6 +426,7 @@ def test_convolutions_are_taken_apart() -> None:
         "[(512,10,5)] + [__import__('os').system('touch MARKER')]",
         "[(512, 10, 5) for _ in range(3)]",
         "[(1,2,3)] * 1000000000",
+        "[] * 99999999999999999999",  # found by fuzzing
         "[(1,2,3)] * 9 ** 9 ** 9",
         "[(1,2)]",
         "[(1,2,'x')]",

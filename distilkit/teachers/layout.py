@@ -129,7 +129,14 @@ def conv_layers(where: object, expression: str) -> list[tuple[int, int, int]]:
         layers = [(int(width), int(kernel), int(stride)) for width, kernel, stride in found]
         if not layers:
             raise ValueError("empty")
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
+    except (
+        SyntaxError,
+        ValueError,
+        TypeError,
+        RecursionError,
+        MemoryError,
+        OverflowError,
+    ) as error:
         raise DistilkitError(
             f"`{where}` describes its convolutions as `{expression[:80]}`, which is not a list of "
             "(width, kernel, stride)",

@@ -27,6 +27,7 @@ DEFECTS = {  # one root cause each; the test is `file::function`
     "settings of other types": "test_teachers_safety::test_settings_of_other_types",
     "absurd sizes, brackets without end, links and shards that lead out": "test_teachers::test_what_is_refused_says_why",
     "settings that import code or fetch kernels": "test_teachers::test_only_settings_of_the_model_are_taken",
+    "convolutions as no list times a number beyond all sizes": "test_teachers_fairseq::test_nothing_in_the_description_of_convolutions_runs",
     "adapters' settings that import modules": "test_ctc::test_settings_of_adapters_import_no_modules_and_open_no_files",
     "exports that are not what is said of them": "test_export::test_a_model_that_is_not_what_is_said_of_it",
     "weights of exports outside their folder": "test_export::test_weights_outside_the_folder_are_not_read",
