@@ -268,15 +268,16 @@ def refused(path: object) -> tuple[str, str]:
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, name: str) -> type:
-    """A class of a library that is not installed, so that it can be pickled under its own name."""
+    """A class of a library that need not be installed, so that it can be pickled under its own name."""
     module, _, own = name.rpartition(".")
     for i in range(module.count(".") + 1):
         part = module.rsplit(".", i)[0]
         if part not in sys.modules:
             monkeypatch.setitem(sys.modules, part, ModuleType(part))
-    if isinstance(known := getattr(sys.modules[module], own, None), type):
+    known = getattr(sys.modules[module], own, None)
+    if isinstance(known, type) and hasattr(known, "pretended"):
         return known
-    made = type(own, (), {"__module__": module, "__qualname__": own})
+    made = type(own, (), {"__module__": module, "__qualname__": own, "pretended": True})
     monkeypatch.setattr(sys.modules[module], own, made, raising=False)
     return made
 

@@ -590,7 +590,7 @@ def test_no_audio_at_all(folder: Path) -> None:
     with pytest.raises(DistilkitError, match="no audio in `.*`: no files at all"):
         collect([folder], SETTINGS)
     (folder / "a.txt").touch()
-    with pytest.raises(DistilkitError, match=r"1 file\(s\), none with a known audio suffix"):
+    with pytest.raises(DistilkitError, match=r"1 file, none with a known audio suffix"):
         collect([folder], SETTINGS)
 
 

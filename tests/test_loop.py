@@ -435,5 +435,5 @@ def test_a_gpu_that_waits_for_audio_is_told_of(
             )
         )  # fmt: skip
     watch.say_waited()
-    assert any("30% of the time" in line and "workers=6" in line for line in lines) == said
+    assert any("30.0% of the time" in line and "workers=6" in line for line in lines) == said
     assert said or not any("waiting" in line for line in lines)

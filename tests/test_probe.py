@@ -353,7 +353,7 @@ def test_processes_give_the_same(quick: None, labelled: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "problem", "hint"),
     [
-        (["kws"], "no task `kws`", "did you mean `ks`"),
+        (["kws"], "`TASK` cannot be `kws`", "did you mean `ks`"),
         (["ks", "sid"], "`sid` is a task: one at a time, or all", "distilkit probe all"),
         (
             ["ks", "--label", "keywort"],

@@ -100,7 +100,9 @@ def test_a_damaged_checkpoint_costs_the_steps_behind_the_one_before(
     assert newest.name == "step-00000005"
     (newest / "tensors.safetensors").write_bytes(b"spoilt")
     again = prepare([], out=out, resume=True)
-    course.follow(lambda stop: train(again, stop), again, disk=0)
+    course.follow(
+        lambda stop: train(again, stop), again, disk=0, again="distilkit distill --resume"
+    )
     said = capsys.readouterr().err
     assert f"checkpoint `{newest}` is damaged and left out" in said.replace("\n", "")
     for name in ("metrics.jsonl", "student/model.safetensors", "heads.safetensors"):

@@ -1,7 +1,6 @@
 """The command line: one file per command; the only code that imports typer and rich, and prints."""
 
 import json as document
-import logging
 import signal
 import sys
 from io import TextIOWrapper
@@ -123,8 +122,6 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # what they cannot write is written as `\u65e5`
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    # transformers imports torchao where it is installed, which makes torch tell of its own insides.
-    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, interrupt)
     sys.argv[1:] = manners_first(sys.argv[1:])

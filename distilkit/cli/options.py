@@ -148,13 +148,13 @@ def streamed(inputs: list[str]) -> bool:
     Raises:
         DistilkitError: it is asked for beside files, or is a terminal.
     """
+    if "-" not in inputs:
+        return False
     import sys
 
     from distilkit.audio import PIPE
     from distilkit.errors import DistilkitError
 
-    if "-" not in inputs:
-        return False
     if len(inputs) > 1:
         raise DistilkitError("`-` beside other inputs", "standard input alone: -")
     if sys.stdin is None or sys.stdin.isatty():

@@ -2,7 +2,7 @@
 
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
@@ -96,6 +96,7 @@ def probe(
     from distilkit.hub import default_model, locate
     from distilkit.runs import make_parent
 
+    _one_task(data)
     options.present(data)
     name = model or default_model()
     console.say(f"model: {name}" + ("" if model else " (no --model given)"))
@@ -115,7 +116,6 @@ def probe(
     from distilkit.probes import page
     from distilkit.probes.examples import Asked
 
-    _one_task(data)
     read = probes.read(data, text_column=text_column, track=console.track)
     console.left_out(read.skipped, "")
     with _kept(features) as folder:
@@ -146,11 +146,10 @@ def probe(
 
 def _one_task(data: "Sequence[str]") -> None:
     """Refuse a second task, which would be read as a folder."""
-    from distilkit import probes
     from distilkit.errors import DistilkitError
 
     for each in data:
-        if each in probes.TASKS and not Path(each).exists():
+        if each in get_args(Task) and not Path(each).exists():
             raise DistilkitError(
                 f"`{each}` is a task: one at a time, or all", "distilkit probe all"
             )

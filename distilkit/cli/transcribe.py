@@ -70,13 +70,13 @@ def transcribe(
 
     if timestamps and format == "txt":
         raise DistilkitError("`--timestamps` has no place in `--format txt`", "--format json")
+    streams = options.streamed(inputs)
+    if delay is not None and not streams:
+        raise DistilkitError(f"`--delay {delay:g}` of files, which are there whole", "leave it out")
     options.present(inputs)
     name = model or default_recogniser()
     console.say(f"model: {name}" + ("" if model else " (no --model given)"))
     locate(name)  # before the imports that take seconds
-    streams = options.streamed(inputs)
-    if delay is not None and not streams:
-        raise DistilkitError(f"`--delay {delay:g}` of files, which are there whole", "leave it out")
 
     from distilkit import transcribe as writing
     from distilkit.captions import FORMATS
