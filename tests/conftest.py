@@ -2,7 +2,9 @@
 
 import os
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when numpy is imported; tests run side by side
@@ -248,3 +250,24 @@ def tuned(
     options = {"tokenizer": letters, "model": str(teacher_folder), "recipe": fine()}
     ctc.finetune([transcribed], **options, out=out)
     return out
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A folder that every user can reach and write; pytest's own are for their owner alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o777)
+        yield Path(folder)
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """Root may read and write everything: be nobody for a while."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)

@@ -1,12 +1,9 @@
 """Decoding: every format, whole or refused with its reason."""
 
-import contextlib
 import io
 import os
 import random
 import struct
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -14,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
-from conftest import voice
+from conftest import unprivileged, voice
 
 from distilkit import audio
 from distilkit.audio import AudioError, decode, frames, load, samples
@@ -120,27 +117,6 @@ def encode(
 def write(path: Path, wave: np.ndarray, rate: int = 16000, *how: str) -> Path:
     soundfile.write(path, wave, rate, *how)
     return path
-
-
-@pytest.fixture
-def public() -> Iterator[Path]:
-    """A folder that every user can reach; pytest's own are for their owner alone."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o777)
-        yield Path(folder)
-
-
-@contextlib.contextmanager
-def unprivileged() -> Iterator[None]:
-    """Root may read everything: be nobody for a while."""
-    root = os.geteuid() == 0
-    if root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if root:
-            os.seteuid(0)
 
 
 # ------------------------------------------------------------------------------------- frames

@@ -1,6 +1,5 @@
 """Collections: every file used or listed with its reason, windows that tile, splits, copies."""
 
-import contextlib
 import gzip
 import inspect
 import io
@@ -11,17 +10,15 @@ import shutil
 import signal
 import sys
 import tarfile
-import tempfile
 import tracemalloc
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from conftest import Run
+from conftest import Run, unprivileged
 from lhotse import AudioSource, CutSet, MonoCut, Recording, RecordingSet
 
 from distilkit import data
@@ -79,27 +76,6 @@ def left_out(collection: Collection, folder: Path) -> dict[str, tuple[str, str]]
     return {
         os.path.relpath(item.path, folder): (item.kind, item.reason) for item in collection.skipped
     }
-
-
-@pytest.fixture
-def public() -> Iterator[Path]:
-    """A folder that every user can reach; pytest's own are for their owner alone."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o777)
-        yield Path(folder)
-
-
-@contextlib.contextmanager
-def unprivileged() -> Iterator[None]:
-    """Root may read and write everything: be nobody for a while."""
-    root = os.geteuid() == 0
-    if root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if root:
-            os.seteuid(0)
 
 
 # ------------------------------------------------------------------------------------- finding

@@ -4,13 +4,11 @@ import importlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import soundfile
-from conftest import Run, quick, voice
+from conftest import Run, quick, unprivileged, voice
 
 from distilkit import data
 from distilkit.config import Data
@@ -19,30 +17,14 @@ from distilkit.distill import distill, prepare, train
 from distilkit.errors import DistilkitError
 
 
-@contextmanager
-def nobody() -> Iterator[None]:
-    """Root may read and write everything: be somebody else for a while."""
-    root = os.geteuid() == 0
-    if root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if root:
-            os.seteuid(0)
-
-
 @pytest.fixture
-def public(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def home(public: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that every user can reach and write, the cache and temporary files in it."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        folder.chmod(0o777)
-        (folder / "tmp").mkdir()
-        (folder / "tmp").chmod(0o777)
-        monkeypatch.setattr(tempfile, "tempdir", str(folder / "tmp"))
-        monkeypatch.setenv("DISTILKIT_CACHE", str(folder / "cache"))
-        yield folder
+    (public / "tmp").mkdir()
+    (public / "tmp").chmod(0o777)
+    monkeypatch.setattr(tempfile, "tempdir", str(public / "tmp"))
+    monkeypatch.setenv("DISTILKIT_CACHE", str(public / "cache"))
+    return public
 
 
 def shared(source: Path, place: Path) -> Path:
@@ -70,21 +52,21 @@ WRITING = {
 
 @pytest.mark.parametrize("name", WRITING)
 def test_a_folder_that_cannot_be_written(
-    name: str, run: Run, public: Path, monkeypatch: pytest.MonkeyPatch,
+    name: str, run: Run, home: Path, monkeypatch: pytest.MonkeyPatch,
     speech: Path, transcribed: Path, teacher_folder: Path, letters: Path,
 ) -> None:  # fmt: skip
     places = {
-        "speech": shared(speech, public / "speech"),
-        "said": shared(transcribed, public / "said"),
-        "teacher": shared(teacher_folder, public / "teacher"),
-        "letters": shared(letters, public / "letters"),
-        "locked": public / "locked",
+        "speech": shared(speech, home / "speech"),
+        "said": shared(transcribed, home / "said"),
+        "teacher": shared(teacher_folder, home / "teacher"),
+        "letters": shared(letters, home / "letters"),
+        "locked": home / "locked",
     }
     places["locked"].mkdir(mode=0o555)
-    monkeypatch.chdir(public)
+    monkeypatch.chdir(home)
     words = WRITING[name].format(**places).split()
     importlib.import_module("multiprocessing.pool")  # others may not read every Python
-    with nobody():
+    with unprivileged():
         code, out, err = run(*words)
     assert (code, out) == (1, ""), err
     assert err.count("error:") == 1
@@ -94,7 +76,7 @@ def test_a_folder_that_cannot_be_written(
     assert "Permission denied" in told
     assert "you can write" in told or "--out" in told
     assert list(places["locked"].iterdir()) == []
-    assert not [*public.glob(".*"), *(public / "tmp").iterdir()]
+    assert not [*home.glob(".*"), *(home / "tmp").iterdir()]
 
 
 def test_a_place_that_cannot_be_written_is_noticed_before_the_work(
@@ -149,19 +131,19 @@ def test_recordings_that_are_away_for_a_while(
 
 
 def test_a_run_folder_that_can_no_longer_be_written(
-    speech: Path, teacher_folder: Path, public: Path
+    speech: Path, teacher_folder: Path, home: Path
 ) -> None:
     """In mid-run, as where a disk is mounted read-only after a fault: on with it once it can."""
-    audio, teacher = shared(speech, public / "audio"), shared(teacher_folder, public / "teacher")
+    audio, teacher = shared(speech, home / "audio"), shared(teacher_folder, home / "teacher")
     options = {"teacher": str(teacher), "recipe": quick("targets.store=none")}
-    out = public / "broken"
+    out = home / "broken"
 
     def rights(folder: int, file: int) -> None:
         for path in [out, *out.rglob("*")]:
             path.chmod(folder if path.is_dir() else file)
 
-    with nobody():
-        distill([audio], out=public / "whole", **options)
+    with unprivileged():
+        distill([audio], out=home / "whole", **options)
         steps = train(prepare([audio], out=out, **options))
         assert [next(steps).number for _ in range(3)] == [1, 2, 3]
         rights(0o555, 0o444)
@@ -172,8 +154,8 @@ def test_a_run_folder_that_can_no_longer_be_written(
             list(train(prepare([], out=out, resume=True)))
         rights(0o755, 0o644)
         list(train(prepare([], out=out, resume=True)))
-        assert results(out) == results(public / "whole")
-    assert not [path for path in public.rglob(".*") if path.name != ".lock"]
+        assert results(out) == results(home / "whole")
+    assert not [path for path in home.rglob(".*") if path.name != ".lock"]
 
 
 def late(found: list[Found]) -> list[Found]:
