@@ -2,10 +2,12 @@
 
 import os
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when numpy is imported; tests run side by side
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
@@ -164,11 +166,12 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     def call(*arguments: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["distilkit", *map(str, arguments)])
         capsys.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
+        with mock.patch.dict(os.environ):  # --quiet and --verbose tell the processes to come
+            try:
+                cli.main()
+                code = 0
+            except SystemExit as end:
+                code = int(end.code or 0)
         output = capsys.readouterr()
         return code, output.out, output.err
 
@@ -267,6 +270,8 @@ def unprivileged() -> Iterator[None]:
     if root:
         os.seteuid(65534)
     try:
+        if not os.access(sysconfig.get_path("purelib"), os.R_OK, effective_ids=True):
+            pytest.skip("another user may not read the packages that are installed")
         yield
     finally:
         if root:
