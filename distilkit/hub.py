@@ -6,6 +6,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
+    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
@@ -152,6 +153,13 @@ def download(name: str) -> Path:
         if isinstance(error, OSError) and error.strerror:
             raise DistilkitError(
                 f"`{name}` cannot be downloaded: {error.strerror}", "distilkit doctor"
+            ) from error
+        answer = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
+        if isinstance(answer, HfHubHTTPError):
+            status = answer.response.status_code
+            raise DistilkitError(
+                f"`{name}` {state}, and the hub answers with HTTP status {status}",
+                "hf auth login" if status in (401, 403) else "the same again, later",
             ) from error
         raise DistilkitError(
             f"`{name}` {state}, and the hub cannot be reached",

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import LARGE, Run, make_model, tiny_config
 
-from distilkit import bench
+from distilkit import bench, hub
 from distilkit.audio import frames
 from distilkit.encoder import Encoder, exact
 
@@ -161,3 +161,16 @@ def test_without_models_the_newest_run(
 
 def test_large_models_are_counted() -> None:
     assert bench.multiply_adds(encoder(**LARGE), 1.0) > 0
+
+
+def test_the_built_in_teacher_goes_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distilkit.cli.bench import _newest
+    from distilkit.runs import Run
+
+    told = {"teacher": {"name": "tiny", "source": str(hub.BUILT_IN["tiny"])}}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Run, "read", lambda run: told)
+    monkeypatch.setattr("distilkit.runs.newest_run", lambda *_, **__: Run(Path("runs/mine")))
+    assert _newest() == ["tiny", "runs/mine"]

@@ -14,7 +14,12 @@ import huggingface_hub.constants
 import pytest
 import torch
 from conftest import LARGE, make_model, tiny_config, voice
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from safetensors.torch import load_file, save_file
 from transformers import (
     HubertConfig,
@@ -693,12 +698,26 @@ def test_half_of_a_model_in_the_cache_is_not_enough(
 RESPONSE = SimpleNamespace(headers={}, request=None)
 
 
+def answered(status: int, wrapped: bool) -> Exception:
+    """What the hub library raises where the hub answers with another status than 200."""
+    error = HfHubHTTPError(
+        "", response=SimpleNamespace(headers={}, request=None, status_code=status)
+    )
+    outer = LocalEntryNotFoundError("An error happened while trying to locate the files")
+    outer.__cause__ = error
+    return outer if wrapped else error
+
+
 @pytest.mark.parametrize(
     ("error", "problem", "hint"),
     [
         (GatedRepoError("", response=RESPONSE), "`owner/other` asks for permission on the hub", "hf auth login"),
         (RepositoryNotFoundError("", response=RESPONSE), "the hub has no model `owner/other`, or it is private", "check the name, or hf auth login"),
         (OSError(28, "No space left on device"), "`owner/other` cannot be downloaded: No space left on device", "distilkit doctor"),
+        (answered(401, wrapped=False), "`owner/other` is not in the local cache, and the hub answers with HTTP status 401", "hf auth login"),
+        (answered(403, wrapped=True), "`owner/other` is not in the local cache, and the hub answers with HTTP status 403", "hf auth login"),
+        (answered(502, wrapped=True), "`owner/other` is not in the local cache, and the hub answers with HTTP status 502", "the same again, later"),
+        (LocalEntryNotFoundError("offline"), "`owner/other` is not in the local cache, and the hub cannot be reached", "go online once"),
         (RuntimeError("of the HTTP library"), "`owner/other` is not in the local cache, and the hub cannot be reached", "go online once"),
         (json.JSONDecodeError("a captive portal", "<html>", 0), "`owner/other` is not in the local cache, and the hub cannot be reached", "go online once"),
     ],

@@ -151,10 +151,12 @@ def _newest() -> list[str]:
     from pathlib import Path
 
     from distilkit.errors import DistilkitError
+    from distilkit.hub import BUILT_IN
     from distilkit.runs import newest_run
 
     run = newest_run(Path("runs"), finished=True, kind="distill")
     told = run.read()["teacher"] if run else None
     if run is None or told is None:
         raise DistilkitError("no models given", "distilkit bench tiny runs/my_audio")
-    return [str(told["source"] if Path(told["source"]).exists() else told["name"]), str(run.folder)]
+    there = told["name"] not in BUILT_IN and Path(told["source"]).exists()
+    return [str(told["source"] if there else told["name"]), str(run.folder)]

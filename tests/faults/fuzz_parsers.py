@@ -14,6 +14,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -342,7 +343,7 @@ def main() -> None:
         values = campaign(name, asked.minutes, found)
         failed += len(values["findings"])
         values["command"] = (
-            f"python tests/faults/fuzz_parsers.py --only '{name}' --minutes {asked.minutes}"
+            f"python tests/faults/fuzz_parsers.py --only {shlex.quote(name)} --minutes {asked.minutes}"
         )
         if asked.record:
             from record import record
