@@ -366,3 +366,21 @@ def test_a_mistyped_folder_is_said_before_a_model_is_fetched(run: Run, typed: st
     code, out, err = run(*typed.split())
     assert (code, out) == (1, "")
     assert err.endswith("error: no such file or folder: `adio`\n\nhint: did you mean `audio`?\n")
+
+
+@pytest.mark.parametrize(
+    ("given", "spin"),
+    [({}, cli.SPIN), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+)
+def test_threads_that_wait_give_their_core_away_soon(
+    run: Run, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], spin: str | None
+) -> None:
+    """On a busy machine all others would wait for them; whoever has set this is obeyed."""
+    seen: list[str | None] = []
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(cli, "app", lambda **_: seen.append(os.environ.get("GOMP_SPINCOUNT")))
+    assert run("doctor")[0] == 0
+    assert seen == [spin]

@@ -1,6 +1,7 @@
 """The command line: one file per command; the only code that imports typer and rich, and prints."""
 
 import json as document
+import os
 import signal
 import sys
 from io import TextIOWrapper
@@ -38,6 +39,7 @@ MANNERS = (
     "--quiet",
     "--verbose",
 )  # options of the program that count behind the command's name too
+SPIN = "30000"  # turns for which threads of PyTorch wait, a tenth of what libgomp lets them
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -124,6 +126,8 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, interrupt)
+    if "OMP_WAIT_POLICY" not in os.environ:  # read when torch is imported; see benchmarks, busy
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
     sys.argv[1:] = manners_first(sys.argv[1:])
     try:
         status = app(prog_name="distilkit", standalone_mode=False)
