@@ -668,6 +668,7 @@ def test_every_command_takes_an_exported_folder(
     rows = json.loads(timed)
     assert [row["macs"] is None for row in rows["models"]] == [True, False]
     assert all(row["forward"] > 0 for row in rows["times"])
+    assert rows["times"][0]["memory"] is None  # what onnxruntime keeps cannot be seen
     out, err = run(
         monkeypatch, capsys, "probe", "asr", transcribed, "--model", exports / "base",
         "--against", sources / "base", "--workers", "0", "--json",

@@ -259,6 +259,36 @@ def test_one_task(run: Run, quick: None, labelled: Path, teacher_folder: Path) -
     assert not list(cache.glob(".*"))  # frames are gone, those of a killed probe too
 
 
+def test_every_column_has_a_line(
+    run: Run, quick: None, labelled: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    def more(rows: list[dict[str, str]]) -> None:
+        for place, row in enumerate(rows):
+            row |= {"size": ("small", "large")[place % 2], "loud": ("yes", "no")[place // 2 % 2]}
+
+    there = edited(labelled, tmp_path / "more", more)
+    code, out, err = run(
+        "probe", "ic", there, "--label", "keyword", "--label", "size", "--label", "loud",
+        "--model", teacher_folder, "--workers", 0,
+    )  # fmt: skip
+    assert code == 0, err
+    for name in ("accuracy", "keyword", "size", "loud"):
+        assert re.search(rf"\b{name} ", out), out
+
+
+def test_what_is_to_be_installed_for_a_task_is_said(
+    monkeypatch: pytest.MonkeyPatch, labelled: Path
+) -> None:
+    def lacking(*_: object) -> None:
+        raise DistilkitError("it needs a library", "pip install 'distilkit[probes]'")
+
+    monkeypatch.setitem(probes.TASKS, "sd", replace(probes.TASKS["sd"], prepare=lacking))
+    left = probes.prepare(["all"], probes.read([labelled]).cuts, Asked())[1]
+    assert left["sd"] == "it needs a library; pip install 'distilkit[probes]'"
+    assert left["er"].startswith("no column for emotions")
+    assert "--label" not in left["er"]
+
+
 def test_two_models_a_page_and_json(
     run: Run, quick: None, labelled: Path, teacher_folder: Path, large_folder: Path
 ) -> None:
@@ -449,3 +479,14 @@ def test_help_has_every_task(run: Run) -> None:
     assert code == 0
     for task in probes.TASKS:
         assert task in out
+
+
+def test_clips_that_a_lexicon_does_not_cover_are_named(
+    run: Run, labelled: Path, teacher_folder: Path
+) -> None:
+    Path("words.txt").write_text("turn T ER N\n")
+    code, _, err = run("probe", "pr", labelled, "--lexicon", "words.txt", "--model", teacher_folder)
+    assert code == 1
+    assert (
+        "no clip can be used for phoneme recognition\n  up-0-0.wav: the lexicon has no `up`" in err
+    )

@@ -53,6 +53,7 @@ def export(
     if fp16 and int8:
         raise DistilkitError("`--fp16` and `--int8` at once", "--int8")
     locate(model)  # before the imports that take seconds
+    console.say(f"exporting {model} ...")
 
     from distilkit import export as exporting
 
@@ -93,8 +94,8 @@ def _show(done: "Export") -> None:
                 )
             )
     title = (
-        f"beside the model in fp32, {counted(first.clips, 'clip')} of {first.shortest:g} to "
-        f"{first.longest:g} s; time for one of {TIMED_SECONDS:g} s"
+        f"beside fp32, {counted(first.clips, 'clip')} of {first.shortest:g} to {first.longest:g} s; "
+        f"time for one of {TIMED_SECONDS:g} s"
     )
     columns = ("runtime", "layer", "least cosine", "largest error", "time", "times PyTorch")
     console.show(console.table(title, columns, rows), to_result=True)

@@ -218,7 +218,7 @@ def _show(outcomes: "Sequence[Outcome]", systems: "Sequence[str]", against: str 
 
     rows = []
     for outcome in outcomes:
-        for place, metric in enumerate(outcome.metrics[:2]):
+        for place, metric in enumerate(outcome.metrics):
             cells = [shown(metric, outcome.values[system][metric.name]) for system in systems]
             share = shown(None, outcome.kept) if outcome.kept and not place else ""
             title = probes.TASKS[outcome.task].title if not place else ""

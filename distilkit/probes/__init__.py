@@ -188,7 +188,10 @@ def prepare(
         except DistilkitError as error:
             if not every:
                 raise
-            left[name] = error.problem
+            missing = (error.hint or "").startswith(
+                "pip install"
+            )  # of other hints the problem tells
+            left[name] = f"{error.problem}; {error.hint}" if missing else error.problem
     if not problems:
         listed = "".join(f"\n  {name}: {reason}" for name, reason in left.items())
         raise DistilkitError(f"this data allows none of the tasks:{listed}", "--label COLUMN")

@@ -218,11 +218,14 @@ def _fitting(
     return gather(cuts, checked)
 
 
-def _unlabelled(examples: Sequence[Example], asked: Asked, task: str) -> list[Split]:
+def _unlabelled(
+    examples: Sequence[Example], skipped: Sequence[Skipped], asked: Asked, task: str
+) -> list[Split]:
     """Splits that only look at who speaks."""
     plainly = [Example(cut=item.cut, speaker=item.speaker, label="") for item in examples]
     if not plainly:
-        raise DistilkitError(f"no clip can be used for {task}", "distilkit inspect DATA")
+        shown = "".join(f"\n  {item.path}: {item.reason}" for item in skipped[:5])
+        raise DistilkitError(f"no clip can be used for {task}{shown}", "distilkit inspect DATA")
     return split(plainly, asked, task)
 
 
@@ -235,7 +238,7 @@ def phones(cuts: Sequence[MonoCut], asked: Asked) -> Written:
 
     return Written(
         examples=examples,
-        splits=_unlabelled(examples, asked, "phoneme recognition"),
+        splits=_unlabelled(examples, skipped, asked, "phoneme recognition"),
         skipped=skipped,
         metrics=(PER,),
         compare=_phone_errors,
@@ -251,7 +254,7 @@ def words(cuts: Sequence[MonoCut], asked: Asked) -> Written:
 
     return Written(
         examples=examples,
-        splits=_unlabelled(examples, asked, "speech recognition"),
+        splits=_unlabelled(examples, skipped, asked, "speech recognition"),
         skipped=skipped,
         metrics=(WER, Metric(name="CER", measure=CER.measure, higher=False)),
         compare=_word_errors,
@@ -273,7 +276,7 @@ def slot_filling(cuts: Sequence[MonoCut], asked: Asked) -> Written:
 
     return Written(
         examples=examples,
-        splits=_unlabelled(examples, asked, "slot filling"),
+        splits=_unlabelled(examples, skipped, asked, "slot filling"),
         skipped=skipped,
         metrics=(F1, CER),
         compare=_slot_errors,
