@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from distilkit import plan
+from distilkit import leftovers, plan
 from distilkit.audio import FRAME_SAMPLES, SAMPLE_RATE, Samples, clock, decode
 from distilkit.data import Found, Skipped, Tracker, find, untracked
 from distilkit.encoder import Encoder, encode, frame_mask
@@ -486,6 +486,7 @@ def draw(
         for path in paths:
             form = path.suffix[1:]
             metadata = {"Date": None} if form == "svg" else {}
+            leftovers.tidy(path)
             with replacing(path) as beside:
                 figure.savefig(beside, format=form, dpi=150, metadata=metadata)
     return paths

@@ -279,6 +279,7 @@ def targets(out: Path, format: config.TranscriptFormat, several: bool) -> Callab
         DistilkitError: something is there already, or its name says that it is a file where there
             has to be a folder, or one of another format.
     """
+    leftovers.tidy(out)
     leftovers.tidy(out / BEGUN)
     begun = (out / BEGUN).is_file()
     if out.exists() and not begun and not (out.is_dir() and not any(out.iterdir())):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from conftest import Run
 
 from distilkit import leftovers
 
@@ -103,6 +104,33 @@ def test_what_was_half_written_goes(tmp_path: Path, dead: int) -> None:
     leftovers.tidy_below(tmp_path.parent)
     assert {path.name for path in tmp_path.iterdir()} == kept
     leftovers.tidy(tmp_path / "nowhere" / "file")
+
+
+@pytest.mark.parametrize(
+    ("command", "written"),
+    [
+        ("probe sid {said} --model {teacher} --workers 0 --out page.html", "page.html"),
+        ("evaluate {said} --model {tuned} --out heard.jsonl", "heard.jsonl"),
+        ("layers {said} --model {teacher} --out pictures", "pictures/layers.png"),
+        ("transcribe {said}/clip00.flac --model {tuned} --out said.txt", "said.txt"),
+        ("embed {said}/clip00.flac --model {teacher} --out vectors.npy", "vectors.npy"),
+        ("lm {said} --out lm.arpa", "lm.arpa"),
+        ("recipes copy smoke mine.toml", "mine.toml"),
+    ],
+)
+def test_a_killed_commands_file_goes_with_the_next(
+    run: Run, transcribed: Path, teacher_folder: Path, tuned: Path, dead: int, command: str, written: str,
+) -> None:  # fmt: skip
+    if command.startswith("layers"):
+        pytest.importorskip("matplotlib")
+    half = Path(written).with_name(f".{Path(written).name}.partial-{dead}")
+    half.parent.mkdir(exist_ok=True)
+    half.write_text("half")
+    places = {"said": transcribed, "teacher": teacher_folder, "tuned": tuned}
+    code, _, err = run(*command.format(**places).split())
+    assert code == 0, err
+    assert Path(written).is_file()
+    assert not half.exists()
 
 
 def test_what_was_to_be_replaced_comes_back(tmp_path: Path, dead: int) -> None:

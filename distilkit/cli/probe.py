@@ -91,6 +91,7 @@ def probe(
 
     `distilkit probe all ./my_speech --model runs/my_audio --against tiny`
     """
+    from distilkit import leftovers
     from distilkit.cli import console
     from distilkit.errors import DistilkitError
     from distilkit.hub import default_model, locate
@@ -107,9 +108,10 @@ def probe(
         raise DistilkitError(f"`{name}` against itself", "--against TEACHER")
     if label and task == "all":
         raise DistilkitError("`--label` with `all`, which finds the columns", "distilkit probe ks")
-    if out is not None and out.exists():
-        raise DistilkitError(f"`{out}` is there already", "another --out")
     if out is not None:
+        leftovers.tidy(out)
+        if out.exists():
+            raise DistilkitError(f"`{out}` is there already", "another --out")
         make_parent(out)
 
     from distilkit import probes

@@ -54,12 +54,14 @@ def copy(
 
     `distilkit recipes copy paper mine.toml`, then `distilkit distill ./my_audio --recipe mine.toml`.
     """
+    from distilkit import leftovers
     from distilkit.cli import console
     from distilkit.config import recipe_path
     from distilkit.errors import DistilkitError
     from distilkit.runs import write_text
 
     text = recipe_path(name).read_text(encoding="utf-8")
+    leftovers.tidy(file)
     if file.exists():
         raise DistilkitError(f"`{file}` exists", "another file name")
     write_text(file, text)

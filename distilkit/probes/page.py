@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from distilkit import pages
+from distilkit import leftovers, pages
 from distilkit.hub import locate
 from distilkit.pages import marked
 from distilkit.probes import TASKS, Outcome, Value, retained
@@ -124,6 +124,7 @@ def keep(model: str, told: Mapping[str, Any]) -> Path | None:
     for task in told["tasks"]:
         found[task["task"]] = {"task": task, "models": told["models"], "data": told["data"]}
     found = {name: found[name] for name in TASKS if name in found}
+    leftovers.tidy(path)
     write_text(path, json.dumps(found, ensure_ascii=False) + "\n")
     return path
 
