@@ -381,7 +381,8 @@ def campaigns(rows: list[dict[str, Any]]) -> str:
         "| Fault | Kind | Tries | Went wrong | Mended | Remaining | Newest at | Its command |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for (what, kind), every in kinds.items():
+    faults = list(dict.fromkeys(what for what, _ in kinds))  # those of a fault stand together
+    for (what, kind), every in sorted(kinds.items(), key=lambda item: faults.index(item[0][0])):
         tried, wrong = sum(map(_tries, every)), sum(map(_wrong, every))
         newest, left = every[-1], _wrong(every[-1])
         numbers = f"{tried:,} | {wrong} | {wrong - left} | {left}"
