@@ -379,10 +379,11 @@ def stored(
         return form, size, Choice(name="targets", value=value, reason=reason)
 
     passes = steps / steps_per_pass
+    once = f"the teacher runs once for {passes:{',.0f' if passes >= 100 else '.3g'}} passes"
     if settings.store == "none":
         return chosen(None, "asked for: the teacher runs beside the student")
     if settings.store != "auto":
-        return chosen(settings.store, f"asked for; the teacher runs once for {passes:.3g} passes")
+        return chosen(settings.store, f"asked for; {once}")
     if passes < LEAST_PASSES:
         return chosen(None, f"the teacher runs beside the student in {passes:.3g} passes")
     size, free = bytes_for("fp16"), shutil.disk_usage(existing(place)).free
@@ -390,7 +391,7 @@ def stored(
         return chosen(None, f"{gib(size)} on disk are more than `targets.most_gib`")
     if size > DISK_SHARE * free:
         return chosen(None, f"{gib(size)} on disk, and only {gib(free)} are free")
-    return chosen("fp16", f"the teacher runs once for {passes:.3g} passes")
+    return chosen("fp16", once)
 
 
 def gib(size: float) -> str:

@@ -593,6 +593,7 @@ def test_the_plan_says_what_it_takes(speech: Path, teacher_folder: Path, tmp_pat
     [
         ({}, 1.5, 1, None, "beside the student in 1.5 passes"),
         ({}, 20, 1, "fp16", "once for 20 passes"),
+        ({}, 1000, 1, "fp16", "once for 1,000 passes"),
         ({"store": "int8"}, 1, 1, "int8", "asked for"),
         ({"store": "none"}, 99, 1, None, "asked for"),
         ({"most_gib": 0.5}, 20, 2**30, None, "more than `targets.most_gib`"),
