@@ -258,6 +258,15 @@ def test_inspect_text_without_recordings(run: Run, name: str, text: str, said: s
     assert said in err
 
 
+def test_inspect_gives_a_second_of_speech_its_length(run: Run, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "said.wav", voice(2.5, 0), 16_000)
+    line = {"audio_filepath": "said.wav", "text": "good day", "offset": 0.5, "duration": 1.26}
+    (tmp_path / "said.jsonl").write_text(json.dumps(line))
+    code, out, _ = run("inspect", tmp_path)
+    assert code == 0
+    assert "1.3 s" in out
+
+
 def test_inspect_lists_what_is_wrong_however_much_it_is(run: Run, tmp_path: Path) -> None:
     lines = ["file_name,transcription", *(f"{name}.wav,said" for name in "abcdefgh")]
     (tmp_path / "metadata.csv").write_text("\n".join(lines))

@@ -190,7 +190,7 @@ def _audio(name: str) -> dict[str, Any] | None:
     return {
         "is": "audio",
         "recordings": len(clips),
-        "hours": round(sum(lengths) / 3600, 4),
+        "hours": round(sum(lengths) / 3600, 6),
         "windows": sum(len(clip.windows) for clip in clips),
         "seconds a recording": {
             "least": round(min(lengths, default=0), 2),
@@ -235,7 +235,7 @@ def _transcribed(name: str, text_column: str) -> dict[str, Any] | None:
         "counted": "what `finetune-ctc` can learn; `distill` hears recordings without text too",
         "recordings": len({cut.recording.id for cut in read.cuts}),
         "utterances": found.utterances,
-        "hours": round(found.hours, 4),
+        "hours": round(found.hours, 6),
         "speakers": found.speakers or "not known",
         "languages": dict(found.languages),
         "words": found.words,
