@@ -24,6 +24,7 @@ LEAST = -12.0  # natural logarithm; a token less likely than this in a frame beg
 TRIED = 32  # tokens that are tried in a frame, the most likely ones
 LEAST_WORD = -10.0  # logarithm (base 10); least of any word, so that every word stays possible
 APART = 0.6  # seconds between two tokens; no one word is said with such a silence in it
+DOUBT = 10.0  # natural logarithm; by so little a word may be likelier before a pause than behind
 UNKNOWN_LETTER = -1.0  # logarithm (base 10); for each letter of a word that the model lacks
 
 
@@ -295,12 +296,17 @@ class _Prefixes:
 
 
 def words(
-    logprobs_TK: LogProbs, ids: Sequence[int], tokenizer: Tokenizer, offset: float = 0.0
+    logprobs_TK: LogProbs,
+    ids: Sequence[int],
+    tokenizer: Tokenizer,
+    offset: float = 0.0,
+    pauses: Sequence[float] = (),
 ) -> list[Word]:
     """When each word is said, by the most likely path of frames through its tokens.
 
     A word begins with the first frame of its first token and ends behind the last frame of its last
-    one; where silence parts its tokens, most of them say when. Frame t stands for the 20 ms from
+    one; where silence parts its tokens, most of them say when. The last word before a pause is
+    moved behind it where the path hardly minds. Frame t stands for the 20 ms from
     t/50 s, about the middle of the 25 ms that it hears.
 
     Args:
@@ -308,21 +314,18 @@ def words(
         ids: tokens, at least one path of frames for them exists; of `greedy` or `beam`.
         tokenizer: says which token is the blank, and where words end.
         offset: seconds at the first frame.
+        pauses: the middles of pauses, in seconds from the first frame, in order.
 
     Source: Kürzinger et al., CTC-Segmentation, arXiv 2007.09127; torchaudio's `forced_align`.
     """
     if not ids:
         return []
-    import torch
-    from torchaudio.functional import forced_align, merge_tokens
-
-    rows_BTK = torch.from_numpy(np.array(logprobs_TK, np.float32, order="C"))[None]
-    path_BT, scores_BT = forced_align(
-        rows_BTK, torch.tensor([list(ids)], dtype=torch.int32), blank=tokenizer.blank
-    )
-    spans = merge_tokens(path_BT[0], scores_BT[0].exp(), blank=tokenizer.blank)
+    spans, _ = _aligned(logprobs_TK, ids, tokenizer.blank)
+    split = _split(ids, tokenizer)
+    for pause in pauses:
+        _later(spans, split, logprobs_TK, ids, tokenizer.blank, round(pause * FRAME_RATE))
     found = []
-    for places in _split(ids, tokenizer):
+    for places in split:
         said = [spans[place] for place in places]
         frames = sum(len(span) for span in said)
         sure = sum(span.score * len(span) for span in said) / frames
@@ -336,6 +339,60 @@ def words(
             )
         )
     return found
+
+
+def _aligned(
+    logprobs_TK: LogProbs, ids: Sequence[int], blank: int, first: int = 0
+) -> "tuple[list[TokenSpan], float]":
+    """Where each token lies on the most likely path, counted from frame `first`, and the path's logarithm."""
+    if not ids or not len(logprobs_TK):
+        return [], float(logprobs_TK[:, blank].sum()) if not ids else -math.inf
+    import torch
+    from torchaudio.functional import TokenSpan, forced_align, merge_tokens
+
+    if len(ids) + sum(one == other for one, other in pairwise(ids)) > len(logprobs_TK):
+        return [], -math.inf
+    rows_BTK = torch.from_numpy(np.array(logprobs_TK, np.float32, order="C"))[None]
+    path_BT, scores_BT = forced_align(
+        rows_BTK, torch.tensor([list(ids)], dtype=torch.int32), blank=blank
+    )
+    spans = merge_tokens(path_BT[0], scores_BT[0].exp(), blank=blank)
+    moved = [TokenSpan(one.token, one.start + first, one.end + first, one.score) for one in spans]
+    return moved, float(scores_BT.sum())
+
+
+def _later(
+    spans: "list[TokenSpan]",
+    split: Sequence[Sequence[int]],
+    logprobs_TK: LogProbs,
+    ids: Sequence[int],
+    blank: int,
+    pause: int,
+) -> None:
+    """Move the last word that begins before a pause behind it, if that costs the path no more than `DOUBT`.
+
+    A path pays nothing for the wait between two words, and the first word behind a pause, in doubt, is
+    often laid where the last one before it faded.
+    """
+    before = [place for place, places in enumerate(split) if spans[places[0]].start < pause]
+    if not before:
+        return
+    word = split[before[-1]]
+    first = split[before[-1] - 1][-1] + 1 if before[-1] else 0
+    last = split[before[-1] + 1][0] if before[-1] + 1 < len(split) else len(ids)
+    begin = spans[first - 1].end if first else 0
+    end = spans[last].start if last < len(ids) else len(logprobs_TK)
+    if not begin <= pause <= end:
+        return
+    ways = []
+    for parted in {first, word[0], word[-1] + 1, last}:  # tokens between words lie on either side
+        left, cost = _aligned(logprobs_TK[begin:pause], ids[first:parted], blank, begin)
+        right, more = _aligned(logprobs_TK[pause:end], ids[parted:last], blank, pause)
+        ways.append((cost + more, parted <= word[0], left + right))
+    least = max(cost for cost, *_ in ways)
+    cost, _, found = max((way for way in ways if way[1]), key=lambda way: way[0])
+    if math.isfinite(cost) and cost > least - DOUBT:
+        spans[first:last] = found
 
 
 def _most(said: Sequence["TokenSpan"]) -> Sequence["TokenSpan"]:

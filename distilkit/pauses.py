@@ -8,6 +8,7 @@ Letters in names: S samples, T frames.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -70,6 +71,14 @@ def stretches(levels_T: Levels) -> list[Stretch]:
         Stretch(start=first / FRAME_RATE, end=last / FRAME_RATE)
         for first, last in found
         if (last - first) / FRAME_RATE >= CLICK
+    ]
+
+
+def turns(sounds: Sequence[Stretch]) -> list[float]:
+    """For each pause between two sounds from when on a word belongs to the second, in seconds."""
+    return [
+        max((before.end + behind.start) / 2, behind.start - NEAR)
+        for before, behind in pairwise(sounds)
     ]
 
 

@@ -22,7 +22,7 @@ from distilkit.data.find import shown
 from distilkit.decode import Search, Word, decoded, following, words
 from distilkit.errors import DistilkitError
 from distilkit.listeners import HEARD_SECONDS, Hears, LogProbs, hear_stream, in_order
-from distilkit.pauses import Levels, bounded, levels, stretches
+from distilkit.pauses import Levels, bounded, levels, stretches, turns
 from distilkit.runs import append_line, discard, make_parent, write_text
 from distilkit.tokenizers import DELIMITER, SPACE, Tokenizer
 
@@ -170,7 +170,8 @@ def passages(
             context = following(said, tokenizer, search.model, context)
         found = None
         if timed:
-            spoken = bounded(words(rows_TK, said, tokenizer), stretches(levels_T))
+            sounds = stretches(levels_T)
+            spoken = bounded(words(rows_TK, said, tokenizer, pauses=turns(sounds)), sounds)
             found = [_later(word, start / FRAME_RATE) for word in spoken]
         text = tokenizer.decode(before + said, frames=False)
         yield Passage(

@@ -466,6 +466,35 @@ def test_most_letters_say_when_where_silence_parts_a_word(
     assert (found.start, found.end) == (start, end)
 
 
+def doubt(before: float, behind: float) -> np.ndarray:
+    """`to`, a pause, `sea`: an `i` behind one or before the other, so likely; half a second of pause."""
+    logprobs_TK = said("to _" + "_" * 30 + "_ sea")
+    for frame, sure in ((3, before), (34, behind)):
+        logprobs_TK[frame] = math.log(1e-9)
+        logprobs_TK[frame, [0, ALPHABET.tokens.index("i")]] = np.log([1 - sure, sure])
+    return logprobs_TK
+
+
+def test_a_word_in_doubt_belongs_behind_a_pause() -> None:
+    ids = [ALPHABET.tokens.index(letter) for letter in "to|i|sea"]
+
+    def times(logprobs_TK: np.ndarray, *pauses: float) -> list[tuple[float, float]]:
+        found = words(logprobs_TK, ids, ALPHABET, pauses=pauses)
+        assert [word.text for word in found] == ["to", "i", "sea"]
+        assert [(found[0].start, found[0].end), (found[2].start, found[2].end)] == ends
+        return [(found[1].start, found[1].end)]
+
+    ends = [(0.0, 0.04), (0.72, 0.78)]
+    assert times(doubt(0.6, 0.01)) == [(0.06, 0.08)]
+    assert times(doubt(0.6, 0.01), 0.4) == [(0.68, 0.7)]
+    assert times(doubt(0.6, 0.01), 0.02, 0.1, 0.4, 0.76) == [(0.68, 0.7)]  # pauses in words, too
+    assert times(doubt(0.999999, 1e-7), 0.4) == [(0.06, 0.08)]  # surely said before it
+    assert times(doubt(0.01, 0.6), 0.4) == [(0.68, 0.7)]
+    assert times(doubt(0.6, 0.01), 9.0) == [(0.06, 0.08)]  # none
+    (only,) = words(said("_oo___"), [ALPHABET.tokens.index("o")], ALPHABET, pauses=[0.07])
+    assert (only.start, only.end) == (0.02, 0.06)
+
+
 def test_confidence_is_the_mean_probability_of_the_words_frames() -> None:
     logprobs_TK = np.log(np.full((5, 4), 0.1))
     for frame, (token, sure) in enumerate([(1, 0.7), (1, 0.6), (0, 0.9), (2, 0.2), (3, 0.9)]):

@@ -5,7 +5,7 @@ import pytest
 from conftest import voice
 
 from distilkit.decode import Word
-from distilkit.pauses import Stretch, bounded, levels, stretches
+from distilkit.pauses import Stretch, bounded, levels, stretches, turns
 
 
 def word(text: str, start: float, end: float) -> Word:
@@ -52,6 +52,13 @@ def test_a_click_is_no_speech_and_steady_sound_has_no_pauses() -> None:
 
 
 SOUNDS = [Stretch(start=1.0, end=2.0), Stretch(start=4.0, end=5.0)]
+
+
+def test_a_word_is_of_the_next_sound_from_the_middle_of_a_pause_or_half_a_second_before_it() -> (
+    None
+):
+    assert turns([]) == turns(SOUNDS[:1]) == []
+    assert turns([*SOUNDS, Stretch(start=5.4, end=6.0)]) == [3.5, pytest.approx(5.2)]
 
 
 def test_words_at_pauses_begin_and_end_with_the_sound() -> None:

@@ -188,6 +188,29 @@ def test_segments_are_cut_between_words_and_lose_nothing(kind: config.TokenizerK
     assert words[-1].end == pytest.approx(len(rows_TK) / 50, abs=0.2)
 
 
+def test_a_word_in_doubt_is_written_behind_the_pause(letters: Path) -> None:
+    """`all`, a second of silence, `well`: an `i` in the last frames of the first sound, or before the second."""
+    tokenizer = tokenizers.load(letters)
+    frames = {2: "a", 3: "l", 5: "l", 7: "|", 8: "i", 60: "|", 62: "w", 63: "e", 64: "l", 66: "l"}
+    rows_TK = np.full((70, len(tokenizer)), -20.0, np.float32)
+    rows_TK[:, tokenizer.blank] = -0.01
+    for frame, letter in frames.items():
+        rows_TK[frame, [tokenizer.blank, tokenizer.tokens.index(letter)]] = -9.0, -0.01
+    letter = tokenizer.tokens.index("i")
+    rows_TK[8, [tokenizer.blank, letter]] = -1.0, -0.5
+    rows_TK[58, [tokenizer.blank, letter]] = -0.1, -2.0
+    levels_T = np.full(70, -90.0, np.float32)
+    levels_T[:10] = levels_T[57:] = -20.0
+    said, words = transcribe.written([(rows_TK, levels_T)], tokenizer, None, timed=True)
+    assert said == "all i well"
+    assert words is not None
+    assert [(word.text, word.start, word.end) for word in words] == [
+        ("all", 0.0, 0.2),
+        ("i", 1.14, 1.18),
+        ("well", 1.24, 1.4),
+    ]
+
+
 def test_segments_where_no_word_ends(letters: Path) -> None:
     tokenizer = tokenizers.load(letters)
     silence = np.full((4000, len(tokenizer)), -9.0, np.float32)
