@@ -38,6 +38,7 @@ from distilkit.objectives import (
 )
 from distilkit.students import Beginning
 from distilkit.targets import LiveTargets, Targets, live_mfcc, normalised, parted
+from distilkit.wording import listed
 
 PRESETS: dict[config.Preset, tuple[int, ...]] = {  # layers of 12; field's ablation in docs/concepts
     "all-round": (4, 8, 12),
@@ -113,7 +114,7 @@ def check(settings: config.Recipe, teacher: Encoder | None, name: str) -> None:
             fitting = [n for n in objective.layers if n <= teacher.depth] or [teacher.depth]
             raise DistilkitError(
                 f"`objective.layers` asks for layer {deepest}, but the teacher `{name}` has {teacher.depth}",
-                f"--set objective.layers=[{','.join(map(str, fitting))}]",
+                listed("objective.layers", fitting),
             )
 
 

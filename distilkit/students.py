@@ -14,6 +14,7 @@ from distilkit import config
 from distilkit.audio import SAMPLE_RATE
 from distilkit.encoder import Encoder, exact, front_norm
 from distilkit.errors import DistilkitError
+from distilkit.wording import listed
 
 SIZES = {  # in a recipe, and in a configuration
     "layers": "num_hidden_layers",
@@ -118,7 +119,7 @@ def shape(teacher: HubertConfig | None, settings: config.Student, *, masks: bool
         raise DistilkitError(
             f"`student.conv_widths` names {len(student.conv_dim)} widths for "
             f"{len(student.conv_kernel)} convolutions",
-            f"--set student.conv_widths=[{','.join(map(str, THIN_CONV))}]",
+            listed("student.conv_widths", THIN_CONV),
         )
     return student
 
@@ -329,8 +330,10 @@ def _start_layers(
         raise DistilkitError(
             f"`student.start_layers` {wanted} does not name one of the teacher's {teacher.depth} "
             f"layers for each of the student's {student.num_hidden_layers}",
-            "--set student.start_layers="
-            f"[{','.join(str(min(n + 1, teacher.depth)) for n in range(student.num_hidden_layers))}]",
+            listed(
+                "student.start_layers",
+                (min(n + 1, teacher.depth) for n in range(student.num_hidden_layers)),
+            ),
         )
     return tuple(wanted)
 

@@ -1,4 +1,6 @@
-"""Numbers for people: counts with their nouns, bytes."""
+"""Numbers for people: counts with their nouns, bytes, options to be typed."""
+
+from collections.abc import Iterable
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:
@@ -12,3 +14,8 @@ def size(count: float) -> str:
         if count >= power:
             return f"{count / power:.{decimals}f} {unit}"
     return f"{count:.0f} B"
+
+
+def listed(setting: str, numbers: Iterable[int]) -> str:
+    """`--set "student.start_layers=[1,2]"`, quoted: some shells take bare brackets for a pattern."""
+    return f'--set "{setting}=[{",".join(map(str, numbers))}]"'

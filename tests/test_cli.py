@@ -291,7 +291,7 @@ ERRORS: dict[str, tuple[list[str], str, str]] = {
     "start layers": (
         ["distill", "audio", "--teacher", "TEACHER", "--set", "student.start_layers=[4]"],
         "`student.start_layers` [4] does not name one of the teacher's 12 layers for each of the student's 2",
-        "--set student.start_layers=[1,2]",
+        '--set "student.start_layers=[1,2]"',
     ),
     "units of a layer of nothing": (
         ["units", "audio", "--layer", "4", "--out", "new"],

@@ -288,7 +288,7 @@ def test_a_layer_the_teacher_lacks(speech: Path, large_folder: Path, tmp_path: P
         DistilkitError, match="asks for layer 12, but the teacher .* has 4"
     ) as caught:
         prepare([speech], teacher=str(large_folder), out=tmp_path / "run", recipe=quick())
-    assert caught.value.hint == "--set objective.layers=[4]"
+    assert caught.value.hint == '--set "objective.layers=[4]"'
 
 
 @pytest.mark.parametrize("changes", [[], ["train.gradient_checkpointing=true"]])

@@ -295,7 +295,7 @@ def test_the_table(run: Run, speech: Path, teacher_folder: Path) -> None:
     best = recommend(result.cka_LK, result.rows, 3)
     listed = ",".join(map(str, best.layers))
     default = choice(result.cka_LK, result.rows, [4, 8, 12]).coverage
-    assert f"For 3 heads: --set objective.layers=[{listed}]\n" in out
+    assert f'For 3 heads: --set "objective.layers=[{listed}]"\n' in out
     assert (
         f"It covers {best.coverage:.3f} of all layers; the default, 4, 8, 12, covers {default:.3f}"
         in out

@@ -192,19 +192,19 @@ def _weight(value: float) -> str:
 
 def _recommend(choices: "dict[int, Choice]", default: "Choice") -> None:
     from distilkit.cli import console
+    from distilkit.wording import listed
 
     rows = [(str(k), *_cells(value)) for k, value in choices.items()]
     made = console.table("", ("heads", "layers", "coverage", "each stands for"), rows)
     made.title = None
     made.add_row("default", *_cells(default))
     best = choices[USUAL]
-    listed = ",".join(map(str, best.layers))
     console.result(
         "\nLayers to predict (coverage: mean over all layers of CKA with the chosen layer most like it)\n"
     )
     console.show(made, to_result=True)
     console.result(
-        f"\nFor {len(best.layers)} heads: --set objective.layers=[{listed}]\n"
+        f"\nFor {len(best.layers)} heads: {listed('objective.layers', best.layers)}\n"
         f"It covers {best.coverage:.3f} of all layers; the default, "
         f"{', '.join(map(str, default.layers))}, covers {default.coverage:.3f}.\n{CAUTION}"
     )
