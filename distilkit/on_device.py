@@ -69,7 +69,15 @@ def main() -> None:
     path = HERE / facts["file"]
     if hashlib.sha256(path.read_bytes()).hexdigest() != facts["sha256"]:
         sys.exit(f"error: {path.name} is not the file that was exported: export it again")
-    sound_SC, rate = soundfile.read(asked.file, dtype="float32", always_2d=True)
+    try:
+        sound_SC, rate = soundfile.read(asked.file, dtype="float32", always_2d=True)
+    except (OSError, RuntimeError) as error:
+        if not Path(asked.file).is_file():
+            sys.exit(f"error: there is no file `{asked.file}`")
+        sys.exit(
+            f"error: `{asked.file}` cannot be read as audio: {error}\n"
+            f"hint: ffmpeg -i {asked.file} -ac 1 -ar {facts['sample_rate']} 16k.wav"
+        )
     if rate != facts["sample_rate"]:
         sys.exit(
             f"error: {asked.file} has {rate} samples a second, the model hears {facts['sample_rate']}\n"
@@ -93,7 +101,10 @@ def main() -> None:
         sys.exit(f"error: there is no layer {layer}: this model has 0 to {facts['layers']}")
     frames_TD = pieces(model, wave_S, f"layer_{layer}", facts["hop_samples"])
     out = asked.out or Path(asked.file).stem + ".npy"
-    np.save(out, frames_TD)
+    try:
+        np.save(out, frames_TD)
+    except OSError as error:
+        sys.exit(f"error: `{out}` cannot be written: {error.strerror}")
     print(f"{out}\t{frames_TD.shape}")
 
 

@@ -256,14 +256,20 @@ def test_the_script_refuses_what_it_cannot_hear(exports: Path, tmp_path: Path) -
     shutil.copytree(exports / "base", tmp_path / "base")
     script = tmp_path / "base" / "run.py"
 
-    def run() -> str:
+    def run(name: str = "a.wav", *options: str) -> str:
         done = subprocess.run(
-            [sys.executable, script, tmp_path / "a.wav"], capture_output=True, text=True
+            [sys.executable, script, tmp_path / name, *options], capture_output=True, text=True
         )
         assert done.returncode == 1
+        assert done.stderr.startswith("error: ")
         return done.stderr
 
     assert "44100 samples a second" in run()
+    assert "there is no file" in run("none.wav")
+    (tmp_path / "notes.txt").write_text("nothing to hear")
+    assert "notes.txt` cannot be read as audio" in run("notes.txt")
+    soundfile.write(tmp_path / "b.wav", voice(1.0, 1), 16_000)
+    assert "`nowhere/b.npy` cannot be written" in run("b.wav", "--out", "nowhere/b.npy")
     with (tmp_path / "base" / "model.onnx").open("ab") as file:
         file.write(b"x")
     assert "is not the file that was exported" in run()
