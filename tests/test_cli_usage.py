@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -384,3 +385,32 @@ def test_threads_that_wait_give_their_core_away_soon(
     monkeypatch.setattr(cli, "app", lambda **_: seen.append(os.environ.get("GOMP_SPINCOUNT")))
     assert run("doctor")[0] == 0
     assert seen == [spin]
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_the_table_of_probes_breaks_no_cell(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from distilkit.cli import probe
+    from distilkit.probes import Outcome, Value
+    from distilkit.probes.metrics import Metric, accuracy
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    systems = ["runs/my_audio", "tiny", "log-mel", "random weights"]
+    value = Value(value=0.4552, low=0.26, high=0.641)
+    outcome = Outcome(
+        task="sid", facts={}, metrics=(Metric(name="accuracy", measure=accuracy, higher=True),),
+        values={system: {"accuracy": value} for system in systems},
+        kept=Value(value=1.176, low=0.81, high=1.71), above_floor=None, chosen={}, seconds={}, skipped=[],
+    )  # fmt: skip
+    monkeypatch.setattr("sys.stdout", screen := Terminal())
+    monkeypatch.setenv("COLUMNS", str(width))
+    probe._show([outcome], systems, "tiny")
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue())
+    assert max(map(len, shown.splitlines())) <= width
+    if width == 80:
+        assert re.search(r"^sid +accuracy( +45\.5%){4} +117\.6% *$", shown, re.M)
+        assert shown.count("(26 to 64)") == 4
+    else:
+        assert "speaker identification  accuracy  45.5% (26 to 64)" in shown

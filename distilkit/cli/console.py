@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -181,6 +182,13 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     for row in listed:
         made.add_row(*map(Text, row))
     return made
+
+
+def fits(made: Table) -> bool:
+    """Whether a table of results is shown without breaking its cells."""
+    console = Console(file=sys.stdout)
+    wanted = Measurement.get(console, console.options.update(max_width=10_000), made).maximum
+    return not console.is_terminal or wanted <= console.width
 
 
 def show(made: Table, *, to_result: bool = False) -> None:

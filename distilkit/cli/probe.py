@@ -223,10 +223,15 @@ def _show(outcomes: "Sequence[Outcome]", systems: "Sequence[str]", against: str 
         for place, metric in enumerate(outcome.metrics):
             cells = [shown(metric, outcome.values[system][metric.name]) for system in systems]
             share = shown(None, outcome.kept) if outcome.kept and not place else ""
-            title = probes.TASKS[outcome.task].title if not place else ""
-            rows.append((title, metric.name, *cells, *([share] if against else [])))
+            name = outcome.task if not place else ""
+            rows.append((name, metric.name, *cells, *([share] if against else [])))
     columns = ("task", "metric", *systems, *(["kept"] if against else []))
-    console.show(console.table("", columns, rows), to_result=True)
+    titled = [(probes.TASKS[name].title if name else "", *others) for name, *others in rows]
+    made = console.table("", columns, titled)
+    if not console.fits(made):  # tasks as they are typed, intervals below their values
+        below = [[cell.replace(" (", "\n(") for cell in row] for row in rows]
+        made = console.table("", columns, below)
+    console.show(made, to_result=True)
     mean = probes.retained(outcomes)
     if mean is not None and len(outcomes) > 1:
         console.result(f"kept on average over {len(outcomes)} tasks: {mean:.1%}")

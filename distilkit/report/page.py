@@ -173,7 +173,8 @@ border-radius:1rem;color:var(--ink);background:var(--card);font-size:.85rem}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr));gap:.7rem;margin-top:1.2rem}
 .tiles li{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.7rem .9rem}
 .tiles span,.tiles small{display:block;color:var(--soft);font-size:.85rem;line-height:1.35}
-.tiles b{display:block;font-size:1.45rem;line-height:1.35;white-space:nowrap;font-weight:650;font-variant-numeric:tabular-nums}
+.tiles b{display:block;font-size:1.45rem;line-height:1.35;font-weight:650;font-variant-numeric:tabular-nums}
+.tiles b{white-space:nowrap}
 nav{margin-top:1.4rem;font-size:.95rem}nav ul{display:flex;flex-wrap:wrap;gap:.2rem 1.2rem}
 nav a{display:inline-block;padding:.15rem 0}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr));gap:1.8rem 2.2rem;
