@@ -476,6 +476,21 @@ def test_inspect_audio(run: Run, speech: Path) -> None:
     assert "12" in out
 
 
+def test_the_plan_says_one_layer_and_a_student_larger_than_its_teacher(
+    run: Run, speech: Path, teacher_folder: Path
+) -> None:
+    command = ["distill", speech, "--teacher", teacher_folder, *QUICK, "--plan"]
+    code, _, err = run(*command)
+    assert code == 0, err
+    assert "more than the teacher" not in err
+    code, _, err = run(
+        *command, "--set", "student.architecture=deep-thin", "--set", "objective.layers=[2]"
+    )
+    assert code == 0, err
+    assert "parameters, more than the teacher\n" in err
+    assert "`layerwise`, layer 2 (L1 1" in err
+
+
 def test_units_of_mfcc_and_the_same_with_their_codebook(run: Run, speech: Path) -> None:
     code, out, err = run("units", speech, "--clusters", "9", "--out", "new", "--json")
     assert code == 0, err

@@ -42,9 +42,13 @@ def training_text(recipe: config.CtcRecipe) -> str:
 
 def objective_text(settings: config.Objective) -> str:
     """One line on what the student predicts."""
-    layers = settings.layers if isinstance(settings.layers, str) else _listed(settings.layers)
+    layers = (
+        f"layers {settings.layers}"
+        if isinstance(settings.layers, str)
+        else _listed(settings.layers)
+    )
     if settings.name == "units":
-        source = "MFCC" if settings.features == "mfcc" else f"layers {layers}"
+        source = "MFCC" if settings.features == "mfcc" else layers
         text = f"`units`, {settings.clusters} clusters of {source}"
     else:
         terms = [
@@ -56,10 +60,10 @@ def objective_text(settings: config.Objective) -> str:
             )
             if weight
         ]
-        text = f"`layerwise`, layers {layers} ({', '.join(terms)})"
+        text = f"`layerwise`, {layers} ({', '.join(terms)})"
     text += ", normalised" * settings.normalise
     if settings.student_layers != "auto":
-        text += f", from the student's layers {_listed(settings.student_layers)}"
+        text += f", from the student's {_listed(settings.student_layers)}"
     if settings.part_seconds != "whole":
         low, high = settings.part_seconds
         text += f", heard in parts of at most {low:g} to {high:g} s"
@@ -84,4 +88,4 @@ def noise_text(settings: config.Noise) -> str:
 
 
 def _listed(layers: Sequence[int]) -> str:
-    return ", ".join(map(str, layers))
+    return f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"

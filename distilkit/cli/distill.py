@@ -150,6 +150,7 @@ def announce(job: "Job", *, planned: bool = False) -> None:
     of = ("none", "nothing is distilled: units of MFCC")
     if teacher:
         size = f"{teacher['parameters'] / 1e6:.2f} M parameters"
+        form += ", more than the teacher" * (student["parameters"] > teacher["parameters"])
         of = (
             teacher["name"],
             f"{teacher['format']}, {counted(teacher['layers'], 'layer')}, {size}",
