@@ -495,6 +495,24 @@ def test_a_word_in_doubt_belongs_behind_a_pause() -> None:
     assert (only.start, only.end) == (0.02, 0.06)
 
 
+def test_words_stay_in_order_wherever_pauses_are() -> None:
+    rng = np.random.default_rng(0)
+    moved = 0
+    for seed in range(200):
+        tokenizer = (LETTERS, PIECES)[seed % 2]
+        frames = int(rng.integers(5, 60))
+        logprobs_TK = drawn(seed, frames, sharp=float(rng.uniform(0.5, 4)))
+        ids = greedy(logprobs_TK, tokenizer)
+        pauses = sorted(rng.uniform(0, frames / 50, rng.integers(1, 4)))
+        plain = words(logprobs_TK, ids, tokenizer)
+        found = words(logprobs_TK, ids, tokenizer, pauses=pauses)
+        assert [word.text for word in found] == [word.text for word in plain]
+        assert all(0 <= word.start < word.end <= frames / 50 + 1e-9 for word in found)
+        assert all(one.end <= other.start + 1e-9 for one, other in itertools.pairwise(found))
+        moved += found != plain
+    assert moved > 20
+
+
 def test_confidence_is_the_mean_probability_of_the_words_frames() -> None:
     logprobs_TK = np.log(np.full((5, 4), 0.1))
     for frame, (token, sure) in enumerate([(1, 0.7), (1, 0.6), (0, 0.9), (2, 0.2), (3, 0.9)]):
