@@ -522,7 +522,7 @@ def test_units_of_a_model_for_a_run(run: Run, speech: Path, teacher_folder: Path
     changes = [word for setting in settings for word in ("--set", f"objective.{setting}")]
     code, out, err = run("distill", speech, "--teacher", teacher_folder, *QUICK, *changes)
     assert code == 0, err
-    assert "`units`, 9 clusters of layers 4" in err
+    assert "`units`, 9 clusters of layer 4" in err
     assert ", right " in err
 
 
