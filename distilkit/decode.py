@@ -314,7 +314,8 @@ def words(
         ids: tokens, at least one path of frames for them exists; of `greedy` or `beam`.
         tokenizer: says which token is the blank, and where words end.
         offset: seconds at the first frame.
-        pauses: the middles of pauses, in seconds from the first frame, in order.
+        pauses: of each pause from when on a word belongs to what is said behind it, in seconds from
+            the first frame, in order; of `pauses.turns`.
 
     Source: Kürzinger et al., CTC-Segmentation, arXiv 2007.09127; torchaudio's `forced_align`.
     """
