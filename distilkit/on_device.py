@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -69,19 +70,16 @@ def main() -> None:
     path = HERE / facts["file"]
     if hashlib.sha256(path.read_bytes()).hexdigest() != facts["sha256"]:
         sys.exit(f"error: {path.name} is not the file that was exported: export it again")
+    hint = f"hint: ffmpeg -i {shlex.quote(asked.file)} -ac 1 -ar {facts['sample_rate']} 16k.wav"
     try:
         sound_SC, rate = soundfile.read(asked.file, dtype="float32", always_2d=True)
     except (OSError, RuntimeError) as error:
         if not Path(asked.file).is_file():
             sys.exit(f"error: there is no file `{asked.file}`")
-        sys.exit(
-            f"error: `{asked.file}` cannot be read as audio: {error}\n"
-            f"hint: ffmpeg -i {asked.file} -ac 1 -ar {facts['sample_rate']} 16k.wav"
-        )
+        sys.exit(f"error: `{asked.file}` cannot be read as audio: {error}\n{hint}")
     if rate != facts["sample_rate"]:
         sys.exit(
-            f"error: {asked.file} has {rate} samples a second, the model hears {facts['sample_rate']}\n"
-            f"hint: ffmpeg -i {asked.file} -ac 1 -ar {facts['sample_rate']} 16k.wav"
+            f"error: {asked.file} has {rate} samples a second, the model hears {facts['sample_rate']}\n{hint}"
         )
     if len(sound_SC) < facts["frame_samples"]:
         sys.exit(f"error: {asked.file} is shorter than one frame (0.025 s)")

@@ -266,8 +266,10 @@ def test_the_script_refuses_what_it_cannot_hear(exports: Path, tmp_path: Path) -
 
     assert "44100 samples a second" in run()
     assert "there is no file" in run("none.wav")
-    (tmp_path / "notes.txt").write_text("nothing to hear")
-    assert "notes.txt` cannot be read as audio" in run("notes.txt")
+    (tmp_path / "my notes.txt").write_text("nothing to hear")
+    said = run("my notes.txt")
+    assert "my notes.txt` cannot be read as audio" in said
+    assert f"ffmpeg -i '{tmp_path}/my notes.txt' -ac 1" in said
     soundfile.write(tmp_path / "b.wav", voice(1.0, 1), 16_000)
     assert "`nowhere/b.npy` cannot be written" in run("b.wav", "--out", "nowhere/b.npy")
     with (tmp_path / "base" / "model.onnx").open("ab") as file:
