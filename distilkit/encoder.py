@@ -38,13 +38,13 @@ from transformers import (
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
 from distilkit.audio import SAMPLE_RATE, Samples, frames
+from distilkit.convolutions import lean
 from distilkit.errors import DistilkitError
 from distilkit.front import LeanFront
 
 Frames = npt.NDArray[np.float32]
 Model: TypeAlias = HubertModel | Wav2Vec2Model | WavLMModel | Data2VecAudioModel
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-NARROW = 16  # channels of a group, below which oneDNN may go wrong
 FRONT = -1  # in place of a layer's number: what the conv front end gives
 MODELS: dict[str, type[Model]] = {
     "hubert": HubertModel,
@@ -101,39 +101,6 @@ class EndedConv(nn.Conv1d):
     def forward(self, input: Tensor) -> Tensor:
         """Convolve (B, C, T), frames behind each clip's end taken as 0."""
         return super().forward(input if self.lengths is None else _silenced(input, self.lengths))
-
-
-class NarrowConv(nn.Conv1d):
-    """A convolution in groups of few channels, right in bf16 on every processor.
-
-    With AMX, oneDNN (in torch 2.14) gives something else in bf16 where a group has an even number of channels
-    below 16: the same products are taken of the same rounded numbers in fp32, which is as cheap.
-    """
-
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        low = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        if input.device.type != "cpu" or not low:
-            own: Tensor = super()._conv_forward(input, weight, bias)
-            return own
-        input, weight = _rounded(input), _rounded(weight)
-        bias = None if bias is None else _rounded(bias)
-        with torch.autocast("cpu", enabled=False):
-            found: Tensor = super()._conv_forward(input, weight, bias)
-        return found.to(torch.bfloat16)
-
-
-def _rounded(given: Tensor) -> Tensor:
-    """In fp32, the numbers that bf16 has of it."""
-    return given.to(torch.bfloat16).float()
-
-
-def narrow_groups(position: nn.Module) -> None:
-    """Make the narrow groups of a positional convolution right, its parametrisation kept."""
-    for module in position.modules():
-        if not isinstance(module, nn.Conv1d) or isinstance(module, NarrowConv):
-            continue
-        if module.groups > 1 and module.in_channels // module.groups < NARROW:
-            module.__class__ = type("NarrowConv1d", (NarrowConv, type(module)), {})
 
 
 def _silenced(input: Tensor, lengths: list[int]) -> Tensor:
@@ -246,7 +213,8 @@ def exact(model: Model) -> Model:
         for layer in position.layers:
             if not isinstance(layer.conv, EndedConv):
                 layer.conv.__class__ = EndedConv  # a Conv1d that looks at `lengths` first
-    narrow_groups(position)
+    lean(model.feature_extractor)
+    lean(position)
     if model.config.model_type == "wavlm":
         for layer in model.encoder.layers:
             layer.attention.__class__ = LeanAttention

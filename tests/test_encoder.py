@@ -15,13 +15,11 @@ from distilkit import teachers
 from distilkit.encoder import (
     FRONT,
     Encoder,
-    NarrowConv,
     encode,
     exact,
     fingerprint,
     frame_mask,
     in_bf16,
-    narrow_groups,
     prepare,
     same_front,
     scale_conv_gradients,
@@ -363,41 +361,3 @@ def tiny_states(low: bool) -> list[torch.Tensor]:
 def test_bf16_of_narrow_groups_is_right_on_every_processor() -> None:
     for near, wanted in zip(tiny_states(True), tiny_states(False), strict=True):
         assert torch.cosine_similarity(near, wanted, dim=-1).min() > 0.99
-
-
-def test_narrow_groups_are_computed_in_fp32_of_rounded_numbers(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """So that a processor on which oneDNN is right sees the change too."""
-    own, seen = torch.nn.Conv1d._conv_forward, []
-
-    def watched(self: torch.nn.Conv1d, x_BCT: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
-        seen.append((x_BCT.dtype, torch.is_autocast_enabled("cpu")))
-        return own(self, x_BCT, *rest)
-
-    monkeypatch.setattr(torch.nn.Conv1d, "_conv_forward", watched)
-    torch.manual_seed(0)
-    position = torch.nn.Sequential(
-        torch.nn.Conv1d(20, 20, 5, groups=2), torch.nn.Conv1d(64, 64, 5, groups=2)
-    )
-    narrow_groups(position)
-    narrow, wide = position
-    assert isinstance(narrow, NarrowConv)
-    assert type(wide) is torch.nn.Conv1d
-    x_BCT = torch.randn(2, 20, 50)
-    plain = torch.nn.Conv1d(20, 20, 5, groups=2)
-    rounded = {name: v.to(torch.bfloat16).float() for name, v in narrow.state_dict().items()}
-    plain.load_state_dict(rounded)
-    with torch.autocast("cpu", torch.bfloat16):
-        got = narrow(x_BCT)
-    assert seen == [(torch.float32, False)]
-    assert got.dtype == torch.bfloat16
-    assert torch.equal(got, plain(x_BCT.to(torch.bfloat16).float()).to(torch.bfloat16))
-    got.float().sum().backward()
-    assert narrow.weight.grad is not None
-    with torch.no_grad():
-        plain.load_state_dict(narrow.state_dict())
-    assert torch.equal(narrow(x_BCT), plain(x_BCT))  # in fp32 it is what it was
-    once = type(narrow)
-    narrow_groups(position)
-    assert type(narrow) is once

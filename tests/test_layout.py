@@ -13,7 +13,7 @@ ROWS = (
     {"config"},
     {"audio", "pages", "rates", "runs"},
     {"hub", "leftovers"},
-    {"front"},
+    {"convolutions", "front"},
     {"encoder", "layer_mix"},
     {"codebooks", "data", "ngram", "objectives", "students", "teachers", "tokenizers"},
     {"listeners"},
