@@ -3,7 +3,7 @@
 In fp32, oneDNN makes code anew for the gradient of a convolution's input at every width that it meets.
 That takes longer than to run it, and clips have many widths. The same gradient is a matrix product where
 there is a stride, and a convolution with the taps turned round where there is none: equal but for
-rounding, and quicker at known widths, too.
+rounding, and no slower at known widths.
 
 Letters in names: B clips in a batch, T frames in, N frames out, C channels in, O channels out, K taps.
 """
