@@ -349,12 +349,14 @@ def truncated(encoder: Encoder, deepest: int) -> Encoder:
 def in_bf16(encoder: Encoder) -> Encoder:
     """The same encoder with the weights of its products in bf16: half the memory, for use without gradient.
 
-    Under `torch.autocast`, which casts them for each use otherwise, it gives the very same. Norms and
-    embeddings stay as they are, shared with the encoder that was given.
+    Under `torch.autocast`, which casts them for each use otherwise, it gives the very same. Norms, embeddings
+    and the first convolution, which a norm may become part of, stay as they are, shared with the encoder
+    that was given.
     """
     model = _structure(encoder.model)
+    first = model.feature_extractor.conv_layers[0].conv
     for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Conv1d):
+        if isinstance(module, nn.Linear | nn.Conv1d) and module is not first:
             for name, weight in list(module.named_parameters(recurse=False)):
                 low = weight.detach().to(torch.bfloat16)
                 setattr(module, name, nn.Parameter(low, requires_grad=False))

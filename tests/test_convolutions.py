@@ -1,4 +1,4 @@
-"""Lean convolutions: torch's numbers and gradients, without oneDNN's gradient of the input."""
+"""Lean convolutions: torch's numbers and gradients, as products or without oneDNN's gradient of the input."""
 
 import copy
 import subprocess
@@ -137,10 +137,9 @@ def test_narrow_groups_in_bf16_are_computed_in_fp32_of_rounded_numbers(
     assert torch.equal(narrow(x_BCT), plain(x_BCT))  # in fp32 it is what it was
 
 
-@pytest.mark.parametrize(
-    ("low", "groups"), [(torch.bfloat16, 1), (torch.float16, 1), (torch.float16, 4)]
-)
-def test_under_autocast_it_is_torchs_own(low: torch.dtype, groups: int) -> None:
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+def test_under_autocast_it_is_torchs_but_for_rounding(low: torch.dtype, groups: int) -> None:
     stock, ours = made(kernel_size=3, stride=2, groups=groups)
     x_BCT = torch.randn(2, 16, 40)
     found = []
@@ -151,4 +150,6 @@ def test_under_autocast_it_is_torchs_own(low: torch.dtype, groups: int) -> None:
         assert out.dtype == low
         out.float().sum().backward()
         found.append((out, given.grad, conv.weight.grad))
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    for wanted, got in zip(*found, strict=True):
+        assert torch.equal(got, wanted) or low is torch.bfloat16
+        torch.testing.assert_close(got, wanted, rtol=0.02, atol=0.02)
