@@ -12,15 +12,10 @@ Letters in names: B clips in a batch, S samples, T frames, L layers, C channels,
 import copy
 import ctypes
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TypeAlias
-
-# On a CPU, oneDNN keeps what it prepares for each shape of a batch, 1,024 of them. Clips have many
-# shapes, so a process grew by gigabytes; with this many it stays nearly level.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 import numpy as np
 import numpy.typing as npt
@@ -37,8 +32,8 @@ from transformers import (
 )
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
-from distilkit.audio import SAMPLE_RATE, Samples, frames
-from distilkit.convolutions import lean
+from distilkit.audio import HOP_SAMPLES, SAMPLE_RATE, Samples, frames
+from distilkit.convolutions import arithmetic, lean
 from distilkit.errors import DistilkitError
 from distilkit.front import LeanFront
 
@@ -253,6 +248,12 @@ def encode(
     model, depth = encoder.model, encoder.depth
     if front_BTC is None:
         wave_BS = prepare(wave_BS, lengths, encoder.normalise)
+    width = frames(wave_BS.shape[1])
+    more = _more_frames(width, wave_BS)
+    if more:
+        wave_BS = pad(wave_BS, (0, more * HOP_SAMPLES))
+        front_BTC = None if front_BTC is None else pad(front_BTC, (0, 0, 0, more))
+        hidden_BT = None if hidden_BT is None else pad(hidden_BT, (0, more))
     longest = wave_BS.shape[1]
     padded = any(frames(length) != frames(longest) for length in lengths)
     _tell_lengths(model, lengths, longest, padded)
@@ -265,7 +266,18 @@ def encode(
     with _front(model, front_BTC) as front:
         output = model(wave_BS, attention_mask=mask_BS, output_hidden_states=inner or None, **given)
     found = {depth: output.last_hidden_state, FRONT: front[0]}
-    return [found[layer] if layer in found else output.hidden_states[layer] for layer in layers]
+    states = (found[n] if n in found else output.hidden_states[n] for n in layers)
+    return [state_BTD[:, :width] for state_BTD in states]
+
+
+def _more_frames(width: int, wave_BS: Tensor) -> int:
+    """Frames to put behind a batch, so that batches have few widths: at the most an eighth.
+
+    For bf16 oneDNN makes code anew for every size of a product, on a processor, in milliseconds.
+    """
+    if wave_BS.device.type != "cpu" or arithmetic(wave_BS) != torch.bfloat16:
+        return 0
+    return -width % (1 << max(0, width.bit_length() - 4))
 
 
 class _Given(nn.Module):

@@ -17,7 +17,7 @@ from distilkit.audio import FRAME_RATE, SAMPLE_RATE, clock
 from distilkit.batches import Schedule
 from distilkit.encoder import Encoder
 from distilkit.errors import DistilkitError
-from distilkit.front import BEGUN
+from distilkit.front import ON_CPU, ON_GPU
 from distilkit.runs import CHECKPOINTS
 from distilkit.wording import counted
 
@@ -197,10 +197,11 @@ def bytes_passing(shape: HubertConfig, arithmetic: config.Precision) -> float:
     )
 
 
-def bytes_begun(shape: HubertConfig, arithmetic: config.Precision, longest: float) -> float:
+def bytes_begun(shape: HubertConfig, arithmetic: config.Precision, where: str) -> float:
     """Memory that the front end's widest part takes at the most, whatever the batch: five tensors."""
+    seconds = (ON_CPU if where == "cpu" else ON_GPU) / FRAME_RATE
     rate = SAMPLE_RATE / shape.conv_stride[0]
-    return float(5 * max(BEGUN, shape.conv_dim[0] * longest) * rate * BYTES[arithmetic])
+    return float(5 * shape.conv_dim[0] * seconds * rate * BYTES[arithmetic])
 
 
 def micro_seconds(
@@ -214,7 +215,7 @@ def micro_seconds(
     """How much audio is in memory at once, whether activations are recomputed, and why."""
     frozen, room = settings.frozen_front_end, memory(where, settings.train)
     own, taught = student.model.config, (teacher or student).model.config
-    begun = max(bytes_begun(shape, arithmetic, longest) for shape in (own, taught))
+    begun = max(bytes_begun(shape, arithmetic, where) for shape in (own, taught))
     # with dropout, processors have no fused attention
     attended = longest if where == "cpu" and own.attention_dropout else 0.0
 

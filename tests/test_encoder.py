@@ -349,6 +349,30 @@ def test_weights_in_bf16_give_the_very_same_under_autocast(name: str) -> None:
     assert kinds[torch.bfloat16] > 4 * kinds[torch.float32]
 
 
+def test_in_bf16_batches_have_few_widths() -> None:
+    """oneDNN makes code anew for each. What is put behind a batch changes nothing in it."""
+    encoder = Encoder(model=exact(make_model().eval()), normalise=False)
+    seen: list[int] = []
+    encoder.model.encoder.register_forward_hook(
+        lambda _module, inputs, _output: seen.append(inputs[0].shape[1])
+    )
+    for count in range(50, 64):
+        wave_BS = pad([voice(2.0, 1)[: 400 + 320 * (count - 1)]])
+        hidden_BT = torch.arange(count)[None] % 7 == 0
+        with torch.no_grad():
+            asked = encoder, wave_BS, [wave_BS.shape[1]], [FRONT, 0, 3]
+            wanted = encode(*asked, hidden_BT)
+            with torch.autocast("cpu", torch.bfloat16):
+                got = encode(*asked, hidden_BT)
+                again = encode(*asked, hidden_BT, front_BTC=got[0])
+        assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
+        for near, exactly in zip(got, wanted, strict=True):
+            assert near.shape == exactly.shape
+            assert torch.cosine_similarity(near.float(), exactly, dim=2).min() > 0.99
+    assert set(seen[::3]) == set(range(50, 64))
+    assert set(seen[1::3] + seen[2::3]) == {52, 56, 60, 64}
+
+
 def tiny_states(low: bool) -> list[torch.Tensor]:
     encoder, _ = teachers.load("tiny")  # 10 channels in each group of its positional convolution
     wave_BS, lengths = pad([voice(2.0, 1), voice(1.1, 2)]), [32_000, 17_600]

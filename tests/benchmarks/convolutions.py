@@ -1,9 +1,9 @@
-"""A student's step on a processor, in fp32: the input's gradient of convolutions by oneDNN, and as distilkit takes it.
+"""A student's step on a processor: its convolutions by oneDNN, and as distilkit computes them.
 
 Forward and backward of a two-layer student with random weights, in turn. `new`: every batch has a width that
 was not seen before, as clips of many lengths have; `known`: always the same one.
 
-python tests/benchmarks/convolutions.py [--rounds 16] [--clips 2] [--seconds 4] [--record]
+python tests/benchmarks/convolutions.py [--precision bf16] [--rounds 16] [--clips 2] [--seconds 4] [--record]
 """
 
 import argparse
@@ -49,17 +49,19 @@ def pair(shape: dict[str, object]) -> dict[str, Encoder]:
     }
 
 
-def seconds(encoder: Encoder, wave_BS: torch.Tensor) -> float:
+def seconds(encoder: Encoder, wave_BS: torch.Tensor, low: bool) -> float:
     """What forward and backward take."""
     began = time.perf_counter()
-    (state_BTD,) = encode(encoder, wave_BS, [wave_BS.shape[1]] * len(wave_BS), [2])
-    state_BTD.square().mean().backward()
+    with torch.autocast("cpu", torch.bfloat16, enabled=low):
+        (state_BTD,) = encode(encoder, wave_BS, [wave_BS.shape[1]] * len(wave_BS), [2])
+    state_BTD.float().square().mean().backward()
     return time.perf_counter() - began
 
 
 def main() -> None:
     """Take steps in turn, and compare those of the same round."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--rounds", type=int, default=16)
     parser.add_argument("--clips", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=4.0)
@@ -77,7 +79,7 @@ def main() -> None:
                 for place, name in enumerate(rng.sample(sorted(students), 2)):
                     new = mean // 2 + 640 * step + 320 * place  # a frame more for the second
                     wave_BS = torch.randn(asked.clips, new if widths == "new" else mean)
-                    took = seconds(students[name], wave_BS)
+                    took = seconds(students[name], wave_BS, asked.precision == "bf16")
                     if number >= 2:  # the first ones warm up
                         taken[name].append(took)
             ratios = [a / b for a, b in zip(taken["oneDNN"], taken["distilkit"], strict=True)]
@@ -85,6 +87,7 @@ def main() -> None:
             measured = {
                 "size": size,
                 "widths": widths,
+                "precision": asked.precision,
                 "clips": asked.clips,
                 "seconds": asked.seconds,
                 "rounds": asked.rounds,
