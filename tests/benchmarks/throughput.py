@@ -10,7 +10,8 @@ the machine slows them all; ratios are of steps of the same round.
 - `live`: `distilkit distill` with `targets.store=none`; `stored`: with `fp16`. Computing the targets is told apart.
 - `live, frozen` and `stored, frozen`: the same with `train.freeze_front_end`, which is not the same training.
 
-python tests/benchmarks/throughput.py AUDIO --s3prl DIR [--rounds 5] [--clips 6] [--precision bf16] [--record]
+python tests/benchmarks/throughput.py AUDIO --s3prl DIR [--rounds 5] [--warm 20] [--clips 6] [--precision bf16]
+  [--record]
 """
 
 import argparse
@@ -237,6 +238,9 @@ def main() -> None:
     parser.add_argument("--warm", type=int, default=1)
     parser.add_argument("--clips", type=int, default=24)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument(
+        "--only", action="append", help="not all of them; the first is compared with"
+    )
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--record", action="store_true")
     parser.add_argument("--worker")
@@ -245,7 +249,7 @@ def main() -> None:
     if asked.worker:
         work(asked)
         return
-    names = [*(["original"] if asked.s3prl else []), "plain", *OURS]
+    names = asked.only or [*(["original"] if asked.s3prl else []), "plain", *OURS]
     workers = {
         name: subprocess.Popen(
             [sys.executable, __file__, *sys.argv[1:], "--worker", name],
@@ -277,6 +281,7 @@ def main() -> None:
         "precision": asked.precision,
         "set": asked.set,
         "rounds": asked.rounds,
+        "warm": asked.warm,
         "audio_seconds_a_step": mean_step(asked.audio, asked.clips),
         "audio_seconds_a_second": {name: round(median(own), 3) for name, own in rates.items()},
         f"times_{names[0]}": {
