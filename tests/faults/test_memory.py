@@ -13,7 +13,7 @@ from conftest import quick, voice
 from distilkit.distill import prepare, train
 from distilkit.runs import Run
 
-ROOM = 80  # MiB more than the process has when it begins to train; these steps take some 180
+ROOM = 35  # MiB more than the process has when it begins to train; these steps take some 70
 TIGHT = """
 import resource, sys
 from pathlib import Path
