@@ -73,6 +73,7 @@ def test_bf16_is_as_near_to_fp32_as_the_stock_ones(norm: str, offset: float) -> 
 
 def test_a_bias_that_a_norm_takes_away() -> None:
     model = make_model(conv_bias=True)
+    torch.nn.init.normal_(model.feature_extractor.conv_layers[0].conv.bias)
     stock = copy.deepcopy(model.feature_extractor)
     ours = exact(model).feature_extractor
     ours.lengths = list(LENGTHS)
