@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from conftest import make_model, quick
 
-from distilkit import loop
+from distilkit import config, loop
 from distilkit.distill import distill
 from distilkit.encoder import Encoder, exact
 from distilkit.runs import Run
@@ -65,3 +65,19 @@ def test_a_teacher_beyond_what_fp16_holds_trains(
     assert cosines[-1] < cosines[0]
     if normalise == "false":
         assert rows[0]["l1_12"] > FULL, "the teacher is not beyond fp16: this test shows nothing"
+
+
+def test_a_step_that_overflows_is_left_out_and_noticed(half: None) -> None:
+    module = torch.nn.Linear(2, 2)
+    before = module.weight.detach().clone()
+    accelerator = loop.accelerator("cpu", "fp16")
+    settings = config.load_recipe("paper").train
+    optimizer = accelerator.prepare_optimizer(loop.optimizer(module, settings))
+    for broken in (True, False):
+        accelerator.scaler.scale(module(torch.ones(1, 2)).sum()).backward()
+        if broken:
+            module.weight.grad.fill_(torch.inf)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert optimizer.step_was_skipped is broken
+        assert torch.equal(module.weight, before) is broken
