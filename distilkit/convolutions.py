@@ -101,6 +101,7 @@ def _shares(frames_BTC: Tensor, taps: int, stride: int) -> list[tuple[Tensor, sl
 
 
 def _multiplied(frames_BTC: Tensor, weight_OX: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+    """What the convolution gives, (B, N, O): a product for each share of its windows, added up."""
     taps = weight_OX.shape[1] // frames_BTC.shape[2]
     # The smallest share first: in bf16 its sum is rounded twice.
     (share, own), *others = reversed(_shares(frames_BTC, taps, stride))
@@ -149,9 +150,8 @@ def _ahead(given_BNO: Tensor, weight_OX: Tensor, channels: int, stride: int) -> 
     """The gradient of the frames, (B, T, C), and of some behind the last that was seen."""
     count, outs, _ = given_BNO.shape
     step, width = stride * channels, weight_OX.shape[1]
-    found = given_BNO.new_empty(
-        count, outs + (width - 1) // step, step
-    )  # a window begins with each step
+    # In runs of a step: with each of them but the last ones a window begins.
+    found = given_BNO.new_empty(count, outs + (width - 1) // step, step)
     found[:, outs:] = 0
     found[:, :outs, width:] = 0
     for clip, given_NO in zip(found, given_BNO, strict=True):

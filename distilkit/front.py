@@ -68,7 +68,8 @@ class LeanFront(HubertFeatureEncoder):  # type: ignore[misc]
         own = [_frames(layers, length) for length in lengths]
         widths[-1] += sum(blocks) - sum(widths)
         pairs = ((count, width - count) for count, width in zip(own, widths, strict=True))
-        clips_TC = list(torch.split(_joined(found_TC), list(chain(*pairs)))[::2])
+        frames_TC = torch.cat(found_TC) if found_TC[1:] else found_TC[0]
+        clips_TC = list(torch.split(frames_TC, list(chain(*pairs)))[::2])
         joined_BTC = pad_sequence(clips_TC, batch_first=True) if lengths[1:] else clips_TC[0][None]
         behind = _frames(layers, input_values.shape[1]) - joined_BTC.shape[1]
         return pad(joined_BTC, (0, 0, 0, behind)).mT
@@ -188,7 +189,3 @@ def _next(before: Layer, layer: Layer, given_BCT: Tensor) -> Tensor:
     """From one convolution's output to the next one's."""
     found: Tensor = layer.conv(_behind(before, given_BCT))
     return found
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return torch.cat(list(parts)) if parts[1:] else parts[0]
