@@ -8,6 +8,9 @@ and the gradient of its input another convolution, with the taps turned round. E
 Letters in names: B clips in a batch, T frames in, N frames out, C channels in, O channels out, K taps.
 """
 
+import time
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,12 +18,44 @@ from torch import Tensor, nn
 from torch.nn.functional import conv1d, pad
 
 NARROW = 16  # channels of a group, below which oneDNN may go wrong in bf16
+FLAGS = Path("/proc/cpuinfo")
+TRIED = 1024, 768, 768  # a product that shows what bf16 is worth
+WORTH = 1.2  # times as fast as fp32, from which on it is taken
 
 
 def arithmetic(given: Tensor) -> torch.dtype:
     """What products of a tensor are computed in: what autocast says, or its own type."""
     kind = given.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else given.dtype
+
+
+def has_bf16() -> bool:
+    """Whether this processor has instructions for products in bf16, by its flags; only Linux tells."""
+    if not FLAGS.is_file():
+        return False
+    words = set(FLAGS.read_text(encoding="utf-8", errors="replace").split())
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+@cache
+def bf16_is_quick() -> bool:
+    """Whether a product in bf16 takes less time than one in fp32 here: both are tried, in milliseconds.
+
+    Instructions alone do not say it: an Intel Xeon without AMX has those of AVX-512, and is slower with them.
+    """
+    for kind in (torch.float32, torch.bfloat16):
+        _seconds(kind)  # the first is not quick yet
+    both = [(_seconds(torch.float32), _seconds(torch.bfloat16)) for _ in range(6)]
+    return min(plain for plain, _ in both) > WORTH * min(low for _, low in both)
+
+
+def _seconds(kind: torch.dtype) -> float:
+    """What a product takes."""
+    rows, ins, outs = TRIED
+    given, weight = torch.ones(rows, ins, dtype=kind), torch.ones(outs, ins, dtype=kind)
+    began = time.perf_counter()
+    torch.mm(given, weight.T)
+    return time.perf_counter() - began
 
 
 class LeanConv(nn.Conv1d):

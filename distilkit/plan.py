@@ -15,6 +15,7 @@ from transformers import HubertConfig
 from distilkit import config
 from distilkit.audio import FRAME_RATE, SAMPLE_RATE, clock
 from distilkit.batches import Schedule
+from distilkit.convolutions import bf16_is_quick, has_bf16
 from distilkit.encoder import Encoder
 from distilkit.errors import DistilkitError
 from distilkit.front import ON_CPU, ON_GPU
@@ -101,17 +102,13 @@ def precision(settings: config.Train, where: str) -> tuple[config.Precision, str
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16", "this GPU has it"
         return "fp16", "with loss scaling; this GPU has no bf16"
-    if where == "cpu" and _cpu_has_bf16():
+    if where != "cpu":
+        return "fp32", "safest on this device"
+    if not has_bf16():
+        return "fp32", "no bf16 here"
+    if bf16_is_quick():
         return "bf16", "this processor has it"
-    return "fp32", "no bf16 here" if where == "cpu" else "safest on this device"
-
-
-def _cpu_has_bf16() -> bool:
-    flags = Path("/proc/cpuinfo")
-    if not flags.is_file():
-        return False
-    words = set(flags.read_text(encoding="utf-8", errors="replace").split())
-    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+    return "fp32", "bf16 is no quicker on this processor"
 
 
 def steps(settings: config.Train, steps_per_pass: int, train_seconds: float) -> tuple[int, str]:

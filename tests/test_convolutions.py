@@ -3,12 +3,15 @@
 import copy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from distilkit import convolutions, plan
+from distilkit.config import Train
 from distilkit.convolutions import LeanConv, lean
 
 FRONT = [
@@ -153,3 +156,34 @@ def test_under_autocast_it_is_torchs_but_for_rounding(low: torch.dtype, groups: 
     for wanted, got in zip(*found, strict=True):
         assert torch.equal(got, wanted) or low is torch.bfloat16
         torch.testing.assert_close(got, wanted, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize(("low", "quick"), [(0.5, True), (0.9, False), (1.8, False)])
+def test_bf16_is_taken_where_it_is_quicker(
+    low: float, quick: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On processors that are pretended; their instructions are those of this one, or said to be there."""
+    took = {torch.float32: 1.0, torch.bfloat16: low}
+    monkeypatch.setattr(convolutions, "_seconds", took.__getitem__)
+    monkeypatch.setattr(plan, "bf16_is_quick", convolutions.bf16_is_quick.__wrapped__)
+    monkeypatch.setattr(plan, "has_bf16", lambda: True)
+    chosen, why = plan.precision(Train(), "cpu")
+    assert chosen == ("bf16" if quick else "fp32")
+    assert ("no quicker" in why) is not quick
+
+
+def test_bf16_is_not_tried_where_it_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = tmp_path / "cpuinfo"
+    flags.write_text("flags : fpu avx2 avx512f\n")
+    monkeypatch.setattr(convolutions, "FLAGS", flags)
+    monkeypatch.setattr(plan, "bf16_is_quick", lambda: pytest.fail("tried"))
+    assert plan.precision(Train(), "cpu") == ("fp32", "no bf16 here")
+    flags.write_text("flags : fpu avx2 avx512f amx_bf16\n")
+    assert convolutions.has_bf16()
+
+
+def test_a_product_is_timed_in_both() -> None:
+    assert convolutions._seconds(torch.float32) > 0
+    assert convolutions._seconds(torch.bfloat16) > 0
