@@ -881,6 +881,8 @@ def test_windows_survive_the_disk(folder: Path, tmp_path: Path) -> None:
             np.testing.assert_array_equal(one.load_audio(), other.load_audio())
     ids = [id(cut.recording) for cut in (*train, *valid)]
     assert len(set(ids)) == found.recordings < len(ids)  # windows of a recording share it
+    abouts = {id(cut.custom) for cut in (*train, *valid)}
+    assert len(abouts) == found.recordings
 
 
 def test_windows_on_the_disk_are_those_that_lhotse_writes_and_reads(

@@ -441,6 +441,8 @@ def test_utterances_of_one_file_share_what_they_have_in_common(
     recordings = {cut.recording.id: cut.recording for cut in found.cuts}
     assert len(recordings) < len(found.cuts)
     assert all(cut.recording is recordings[cut.recording.id] for cut in found.cuts)
+    abouts = {cut.recording.id: cut.custom for cut in found.cuts}
+    assert all(cut.custom is abouts[cut.recording.id] for cut in found.cuts)
 
 
 def test_several_inputs(tmp_path: Path, sounds: Sounds) -> None:

@@ -198,6 +198,12 @@ def cuts(clip: Clip) -> "list[MonoCut]":
         num_samples=clip.samples,
         duration=clip.samples / SAMPLE_RATE,
     )
+    about = {  # which they share
+        "source": str(clip.source.absolute()),
+        "digest": clip.digest,
+        "stamp": clip.stamp,
+        "rate": clip.rate,
+    }
     return [
         MonoCut(
             id=clip.id if len(clip.windows) == 1 else f"{clip.id}@{start / SAMPLE_RATE:.2f}",
@@ -205,12 +211,7 @@ def cuts(clip: Clip) -> "list[MonoCut]":
             duration=length / SAMPLE_RATE,
             channel=0,
             recording=recording,
-            custom={
-                "source": str(clip.source.absolute()),
-                "digest": clip.digest,
-                "stamp": clip.stamp,
-                "rate": clip.rate,
-            },
+            custom=about,
         )
         for start, length in clip.windows
     ]
@@ -260,7 +261,7 @@ def load_windows(path: Path) -> "tuple[list[MonoCut], list[MonoCut]]":
     from lhotse import MonoCut, Recording, SupervisionSegment
 
     recordings: dict[tuple[str, str], Recording] = {}
-    once: dict[str, str] = {}  # what many windows have in common is kept once
+    abouts: dict[tuple[tuple[str, Any], ...], dict[str, Any]] = {}  # which windows share
     sides: dict[str, list[MonoCut]] = {"train": [], "valid": []}
     try:
         for _, row in tables.json_lines(path):
@@ -271,6 +272,7 @@ def load_windows(path: Path) -> "tuple[list[MonoCut], list[MonoCut]]":
             place = told["id"], sound["source"]
             if place not in recordings:
                 recordings[place] = Recording.from_dict(told)
+            about = row["custom"]
             cut = MonoCut(
                 id=row["id"],
                 start=row["start"],
@@ -278,14 +280,9 @@ def load_windows(path: Path) -> "tuple[list[MonoCut], list[MonoCut]]":
                 channel=row["channel"],
                 supervisions=[SupervisionSegment.from_dict(words) for words in row["supervisions"]],
                 recording=recordings[place],
-                custom={
-                    once.setdefault(key, key): once.setdefault(value, value)
-                    if isinstance(value, str)
-                    else value
-                    for key, value in row["custom"].items()
-                },
+                custom=abouts.setdefault(tuple(about.items()), about),
             )
-            sides[row["custom"]["split"]].append(cut)
+            sides[about["split"]].append(cut)
     except (LookupError, TypeError, AttributeError, ValueError, AssertionError) as error:
         raise DistilkitError(
             f"`{path}` is damaged: {error}", "start a new run with another --out"

@@ -310,6 +310,7 @@ def _cuts(
     skipped: list[Skipped] = []
     sounds: dict[str, Clip] = {}
     recordings: dict[str, Recording] = {}
+    abouts: dict[str, dict[str, Any]] = {}  # which the cuts of a recording share
     seen: dict[tuple[str, int, int, str], str] = {}
     taken: Counter[str] = Counter()
     for item, clip in pairs:
@@ -339,9 +340,17 @@ def _cuts(
         sound = sounds.setdefault(clip.digest, clip)
         if sound.id not in recordings:
             recordings[sound.id] = _recording(sound)
-        cut = _cut(item, id, clip, recordings[sound.id], first, samples, labels)
-        cut.custom["stamp"] = sound.stamp  # of the file that is read
-        cuts.append(cut)
+        if clip.id not in abouts:
+            abouts[clip.id] = {
+                "source": str(clip.source.absolute()),
+                "digest": clip.digest,
+                "rate": clip.rate,
+                "stamp": sound.stamp,  # of the file that is read
+            }
+        about = abouts[clip.id]
+        if labels:
+            about = about | {"columns": _columns(item)}
+        cuts.append(_cut(item, id, recordings[sound.id], first, samples, about))
     return cuts, skipped
 
 
@@ -388,22 +397,22 @@ def _recording(clip: Clip) -> "Recording":
     )
 
 
+def _columns(item: Utterance) -> dict[str, str]:
+    """Of its row, else what is known of it."""
+    said = {"transcription": item.text, "speaker": item.speaker, "language": item.language}
+    return dict(item.columns or {name: value for name, value in said.items() if value})
+
+
 def _cut(
     item: Utterance,
     id: str,
-    own: Clip,
     recording: "Recording",
     first: int,
     samples: int,
-    labels: bool,
+    about: dict[str, Any],
 ) -> "MonoCut":
     from lhotse import MonoCut, SupervisionSegment
 
-    more: dict[str, Any] = {}
-    if labels:
-        said = {"transcription": item.text, "speaker": item.speaker, "language": item.language}
-        columns = item.columns or {name: value for name, value in said.items() if value}
-        more = {"columns": dict(columns)}
     words = SupervisionSegment(
         id=id,
         recording_id=recording.id,
@@ -420,12 +429,7 @@ def _cut(
         channel=0,
         supervisions=[words],
         recording=recording,
-        custom={
-            "source": str(own.source.absolute()),
-            "digest": own.digest,
-            "rate": own.rate,
-            **more,
-        },
+        custom=about,
     )
 
 
