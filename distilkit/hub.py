@@ -19,8 +19,10 @@ from distilkit.runs import Run, newest_run
 BUILT_IN = {"tiny": Path(__file__).parent / "assets" / "tiny"}  # models inside the package
 DEFAULT_TEACHER = "facebook/hubert-base-ls960"
 DEFAULT_MODEL = "ntu-spml/distilhubert"
+ADAPTER = "adapter_model.safetensors"  # weights that need another model's
 FILES = [
     "*.json",
+    ADAPTER,
     "model*.safetensors",
     "heads.safetensors",
     "pytorch_model*.bin",
@@ -174,7 +176,9 @@ def default_model() -> str:
 
 
 def _whole(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and any((folder / name).exists() for name in WEIGHTS)
+    return (folder / "config.json").is_file() and any(
+        (folder / name).exists() for name in (*WEIGHTS, ADAPTER)
+    )
 
 
 def default_recogniser() -> str:

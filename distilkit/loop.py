@@ -182,7 +182,8 @@ def fit(
         if bad == MAX_BROKEN:
             raise DistilkitError(
                 f"step {number}, the {MAX_BROKEN}rd in a row: {broken}",
-                "a smaller --set train.learning_rate, or --set train.precision=fp32, in a new run",
+                "a smaller --set train.learning_rate (with adapters lora.learning_rate), or "
+                "--set train.precision=fp32, in a new run",
             )
         if not broken or accelerator.scaler is not None:  # which leaves it out, and notes that
             optimizer.step()

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn.functional import log_softmax
+from torch.nn.functional import log_softmax, pad
 from transformers import (
     Data2VecAudioForCTC,
     HubertForCTC,
@@ -44,7 +44,7 @@ MODELS: dict[str, type[Model]] = {
     "wavlm": WavLMForCTC,
     "data2vec-audio": Data2VecAudioForCTC,
 }
-ADAPTER, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER, WEIGHTS = "adapter_config.json", hub.ADAPTER
 BASE = "base.json"  # beside an adapter: which model it was trained on
 
 
@@ -168,6 +168,8 @@ def hear(recogniser: Recogniser, clips: Sequence[Samples], device: str) -> list[
         scores_BTK = logits(recogniser.model, recogniser.encoder, wave_BS.to(device), lengths)
         found_BTK = log_softmax(scores_BTK.float(), dim=-1).cpu()
     check_finite(found_BTK)
+    behind = len(recogniser.tokenizer) - found_BTK.shape[-1]  # tokens that the head does not know
+    found_BTK = pad(found_BTK, (0, behind), value=-torch.inf)
     return [found_BTK[i, : frames(length)].numpy() for i, length in enumerate(lengths)]
 
 
@@ -225,7 +227,9 @@ def _no_head(name: str, shape: PreTrainedConfig) -> DistilkitError:
 
 def _tokenizer(path: Path, shape: PreTrainedConfig) -> Tokenizer:
     tokenizer = tokenizers.load(path)
-    if len(tokenizer) > shape.vocab_size:
+    # A tokenizer may bring names of its own behind the head's tokens, as for an end: nobody says them.
+    more = set(range(shape.vocab_size, len(tokenizer))) - set(tokenizer.stock.all_special_ids)
+    if more or len(tokenizer) < shape.vocab_size:
         raise DistilkitError(
             f"the tokenizer in `{path}` is another model's: it has {len(tokenizer)} tokens, "
             f"the model's head {shape.vocab_size}",

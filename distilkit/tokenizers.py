@@ -215,8 +215,10 @@ class Tokenizer:
 
     @cached_property
     def tokens(self) -> list[str]:
-        """Every token by its id."""
-        return [str(token) for token in self.stock.convert_ids_to_tokens(list(range(len(self))))]
+        """Every token by its id; that which ends a word is `DELIMITER`, whatever it is called."""
+        ends = getattr(self.stock, "word_delimiter_token", None)
+        names = self.stock.convert_ids_to_tokens(list(range(len(self))))
+        return [DELIMITER if ends and name == ends else str(name) for name in names]
 
     @cached_property
     def characters(self) -> frozenset[str]:

@@ -190,7 +190,7 @@ def steps(
             measured = loop.validate(accelerator, module, valid, made.loss_of, most, made.beside)
             step = replace(step, valid=told(measured))
         rows.append(_row(step))
-        check_course(rows, settings.learning_rate)
+        check_course(rows, *recipe.peak_rate)
         ended = last or (bool(step.valid) and enough(rows))
         halt = loop.any_rank(accelerator, stop()) and not ended
         if first:
@@ -255,7 +255,7 @@ def _put_back(
     return start, room
 
 
-def check_course(rows: Rows, rate: float) -> None:
+def check_course(rows: Rows, name: str, rate: float) -> None:
     """Refuse to go on where all that was learned is lost again.
 
     Looked at every `STRETCH` steps: the mean loss of the last ones against that of the first ones. A run that
@@ -263,7 +263,8 @@ def check_course(rows: Rows, rate: float) -> None:
 
     Args:
         rows: of metrics.jsonl, up to now.
-        rate: the peak learning rate.
+        name: the setting of the learning rate.
+        rate: what it is at its peak.
 
     Raises:
         DistilkitError: the loss is above where it began, and was well below.
@@ -277,7 +278,7 @@ def check_course(rows: Rows, rate: float) -> None:
         raise DistilkitError(
             f"step {rows[-1]['step']}: training diverged: a loss of {last:.3f} over {STRETCH} steps, "
             f"{least:.3f} at its best, {first:.3f} at the beginning",
-            f"--set train.learning_rate={rate / 3:.1g} in a new run",
+            f"--set {name}={rate / 3:.1g} in a new run",
         )
 
 

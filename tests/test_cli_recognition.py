@@ -132,6 +132,34 @@ def test_transcripts_go_where_they_are_told(run: Run, tuned: Path, tmp_path: Pat
         assert "several" in err
 
 
+def test_a_damaged_file_is_transcribed_once_it_is_mended(
+    run: Run, tuned: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "sounds"
+    place.mkdir()
+    for seed in range(3):
+        soundfile.write(place / f"{seed}.wav", voice(0.5, seed), 16_000)
+    whole = (place / "1.wav").read_bytes()
+    (place / "1.wav").write_bytes(b"RIFF")
+    code, _, err = run("transcribe", place, "--out", "texts")
+    assert code == 1
+    assert "sounds/1.wav: cannot be decoded" in err
+    (place / "1.wav").write_bytes(whole)
+    code, _, err = run("transcribe", place, "--out", "texts")
+    assert code == 0, err
+    assert sorted(path.name for path in Path("texts").iterdir()) == ["0.txt", "1.txt", "2.txt"]
+
+
+def test_evaluate_says_by_its_status_that_a_file_was_damaged(
+    run: Run, tuned: Path, transcribed: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(transcribed, tmp_path / "test")
+    (tmp_path / "test" / "clip03.flac").write_bytes(b"fLaC")
+    code, out, _ = run("evaluate", tmp_path / "test", "--model", tuned, "--json")
+    assert code == 1
+    assert json.loads(out)["utterances"] == 15
+
+
 def test_what_a_stream_cannot_write_is_escaped(
     run: Run, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,11 +5,13 @@ import json
 import shutil
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import soundfile
 import torch
 from conftest import SAYINGS, fine, make_model, voice
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file
 
 from distilkit import config, ctc, loop, plan, recognisers, teachers, tokenizers
@@ -20,6 +22,7 @@ from distilkit.ctc.loss import ctc as ctc_loss
 from distilkit.ctc.trainee import assemble, groups
 from distilkit.encoder import Encoder, exact
 from distilkit.errors import DistilkitError
+from distilkit.hub import FILES
 from distilkit.students import save
 
 
@@ -365,6 +368,23 @@ def test_an_adapter_loads_to_what_was_trained_and_merged_is_the_same(
     assert np.abs(before_TK - trained_TK).max() > 0.05  # the adapter does something
 
 
+def test_an_adapter_is_found_by_its_hub_id(
+    adapted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it lies in the hub's cache once it was downloaded; all of it is asked for."""
+    repository = tmp_path / "hub" / "models--owner--name"
+    snapshot = repository / "snapshots" / ("0123456789" * 4)
+    shutil.copytree(adapted / "adapter", snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(snapshot.name)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    found = recognisers.load("owner/name")
+    own = recognisers.load(str(adapted / "adapter"))
+    assert torch.equal(found.model.lm_head.weight, own.model.lm_head.weight)
+    names = [path.name for path in snapshot.iterdir()]
+    assert set(names) == set(filter_repo_objects(names, allow_patterns=FILES))
+
+
 def copied(run: Path) -> Path:
     """The run as it was before its recogniser was written."""
     to = run.with_name("copied")
@@ -558,6 +578,22 @@ def test_a_known_head_goes_on_and_another_models_is_new(
     assert new.facts["head"] == "new"
 
 
+def test_a_weighted_recogniser_is_trained_and_goes_on(
+    transcribed: Path, letters: Path, small: Path, tmp_path: Path
+) -> None:
+    weighted = "model.layers=weighted"
+    finish(prepared(transcribed, letters, small, tmp_path / "run", weighted))
+    written = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    again = prepared(transcribed, letters, tmp_path / "run", tmp_path / "again", weighted)
+    assert again.facts["head"] == "the model's own, for the same tokens"
+    made = assemble(again.checkpoint, again.tokenizer, again.recipe)
+    for name in ("lm_head.weight", "layer_mix.weight"):
+        assert written[name].any()
+        assert torch.equal(made.model.state_dict()[name], written[name])
+    last = prepared(transcribed, letters, tmp_path / "run", tmp_path / "last")
+    assert last.facts["head"] == "new"  # it read another sum
+
+
 def test_the_model_must_be_the_one_the_run_began_with(
     transcribed: Path, letters: Path, small: Path, tmp_path: Path
 ) -> None:
@@ -690,6 +726,11 @@ def test_a_collapse_to_blanks_is_named_with_a_remedy(
     flat = ctc.diagnosis([row(n, 1.0) for n in range(1, 60)], many, job.recipe)
     assert flat is not None
     assert flat[1].startswith("--set train.learning_rate=0.003;")
+    adapted = ctc.diagnosis(
+        [row(n, 1.0) for n in range(1, 60)], many, fine("lora.rank=4", "lora.learning_rate=0.002")
+    )
+    assert adapted is not None
+    assert adapted[1].startswith("--set lora.learning_rate=0.006;")
     falling = ctc.diagnosis([row(n, 1.0, 1 / n) for n in range(1, 60)], many, job.recipe)
     assert falling is not None
     assert falling[1].startswith("--steps 15000")

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_model, voice
-from transformers import AutoModelForCTC, HubertForCTC, Wav2Vec2Config, Wav2Vec2ForCTC
+from transformers import (
+    AutoModelForCTC,
+    HubertForCTC,
+    Wav2Vec2Config,
+    Wav2Vec2CTCTokenizer,
+    Wav2Vec2ForCTC,
+)
 
 from distilkit import config, recognisers, teachers, tokenizers
 from distilkit.encoder import Encoder, exact
@@ -16,6 +22,7 @@ from distilkit.layer_mix import MixedHubertForCTC
 from distilkit.listeners import hear_stream
 from distilkit.pauses import levels
 from distilkit.students import save
+from distilkit.tokenizers import DELIMITER
 
 
 def made(folder: Path, letters: Path, **settings: object) -> recognisers.Recogniser:
@@ -176,7 +183,7 @@ def test_a_config_that_promises_a_head_that_is_not_there(
         recognisers.load(str(tmp_path / "model"))
 
 
-@pytest.mark.parametrize("change", ["more", "blank"])
+@pytest.mark.parametrize("change", ["more", "fewer", "blank"])
 def test_the_tokenizer_of_another_model(
     change: str, teacher_folder: Path, letters: Path, tmp_path: Path
 ) -> None:
@@ -186,11 +193,52 @@ def test_the_tokenizer_of_another_model(
         other = tokenizers.train(["abcdefghijklmnopqrstuvwxyz"], config.Tokenizer(), config.Text())
         tokenizers.save(other, tmp_path / "model", False)
         said = "another model's: it has 29 tokens"
+    elif change == "fewer":
+        other = tokenizers.train(["abc"], config.Tokenizer(), config.Text())
+        tokenizers.save(other, tmp_path / "model", False)
+        said = "another model's: it has 6 tokens"
     else:
         path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token_id": 2}))
         said = "another model's: its blank is token 0, the model's 2"
     with pytest.raises(DistilkitError, match=said):
         recognisers.load(str(tmp_path / "model"))
+
+
+def test_a_tokenizer_may_have_tokens_behind_the_head_that_nobody_says(
+    teacher_folder: Path, letters: Path, tmp_path: Path
+) -> None:
+    """Wav2Vec2CTCTokenizer adds `<s>` and `</s>` unless told otherwise; such models are on the hub."""
+    folder = tmp_path / "model"
+    recognisers.save(made(teacher_folder, letters), folder, "#\n")
+    own = recognisers.load(str(folder))
+    vocabulary = {name: place for place, name in enumerate(own.tokenizer.tokens)}
+    for path in folder.glob("*token*"):
+        path.unlink()
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    Wav2Vec2CTCTokenizer(str(folder / "vocab.json")).save_pretrained(folder)
+    found = recognisers.load(str(folder))
+    assert len(found.tokenizer) == len(own.tokenizer) + 2
+    clip = voice(1.0, 3)
+    ((heard_TK,), (own_TK,)) = (one.to("cpu").logprobs([clip]) for one in (found, own))
+    assert heard_TK.shape == (len(own_TK), len(found.tokenizer))
+    np.testing.assert_array_equal(heard_TK[:, :-2], own_TK)
+    assert np.all(np.isneginf(heard_TK[:, -2:]))
+
+
+def test_words_end_with_whatever_the_tokenizer_says(
+    teacher_folder: Path, letters: Path, tmp_path: Path
+) -> None:
+    tokenizer = tokenizers.load(letters)
+    names = [" " if name == DELIMITER else name for name in tokenizer.tokens]
+    vocabulary = {name: place for place, name in enumerate(names)}
+    path = tmp_path / "vocab.json"
+    path.write_text(json.dumps(vocabulary))
+    stock = Wav2Vec2CTCTokenizer(
+        str(path), bos_token=None, eos_token=None, word_delimiter_token=" "
+    )
+    other = tokenizers.Tokenizer(stock=stock, text=tokenizer.text)
+    assert other.tokens == tokenizer.tokens
+    assert other.characters == tokenizer.characters
 
 
 def test_a_folder_without_tokenizer_or_config(

@@ -426,9 +426,9 @@ REFUSED: dict[str, tuple[Edit, str, str]] = {
     "another family": (
         configure(model_type="wav2vec2-conformer"),
         "`FOLDER` is a `wav2vec2-conformer` model; only `hubert`, `wav2vec2`, `wavlm`, `data2vec-audio` can be read",
-        "--teacher facebook/hubert-base-ls960, or another model of these families",
+        "facebook/hubert-base-ls960, or another model of these families",
     ),
-    "a text model": (configure(model_type="bert"), "`FOLDER` is a `bert` model; only `hubert`, `wav2vec2`, ", "--teacher"),
+    "a text model": (configure(model_type="bert"), "`FOLDER` is a `bert` model; only `hubert`, `wav2vec2`, ", "facebook/hubert-base-ls960, or"),
     "a setting of the wrong type": (
         configure(hidden_size="wide"), "`FOLDER/config.json` is not valid: ", AGAIN,
     ),
@@ -444,12 +444,12 @@ REFUSED: dict[str, tuple[Edit, str, str]] = {
     "other frames": (
         configure(conv_stride=[5, 2, 2, 2, 2, 2, 1]),
         "`FOLDER` makes a frame of 400 samples every 160; only models with frames of 400 every 320 can be read",
-        "--teacher facebook/hubert-base-ls960, or another HuBERT",
+        "facebook/hubert-base-ls960, or another HuBERT",
     ),
     "another sampling rate": (
         text("preprocessor_config.json", '{"do_normalize": true, "sampling_rate": 8000}'),
         "`FOLDER` wants audio at `8000` Hz; only models for 16000 Hz can be read",
-        "--teacher",
+        "facebook/hubert-base-ls960, or",
     ),
     "a damaged preprocessor": (
         text("preprocessor_config.json", '{"do_norm'), "`FOLDER/preprocessor_config.json` is damaged: ", AGAIN,

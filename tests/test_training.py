@@ -29,8 +29,8 @@ def test_a_run_that_loses_all_it_learned_is_stopped() -> None:
     with pytest.raises(
         DistilkitError, match="step 400: training diverged: a loss of 2.100"
     ) as told:
-        check_course(rows(2.0, 1.2, 1.5, 2.1), 6e-4)
-    assert told.value.hint == "--set train.learning_rate=0.0002 in a new run"
+        check_course(rows(2.0, 1.2, 1.5, 2.1), "lora.learning_rate", 6e-4)
+    assert told.value.hint == "--set lora.learning_rate=0.0002 in a new run"
 
 
 @pytest.mark.parametrize(
@@ -43,17 +43,17 @@ def test_a_run_that_loses_all_it_learned_is_stopped() -> None:
     ],
 )
 def test_a_run_that_does_not_diverge_goes_on(losses: tuple[float, ...]) -> None:
-    check_course(rows(*losses), 1e-3)
+    check_course(rows(*losses), "train.learning_rate", 1e-3)
 
 
 def test_between_two_stretches_nothing_is_said() -> None:
-    check_course(rows(2.0, 1.2, 1.5, 2.1)[:-1], 1e-3)
+    check_course(rows(2.0, 1.2, 1.5, 2.1)[:-1], "train.learning_rate", 1e-3)
 
 
 def test_steps_without_a_number_do_not_count() -> None:
     every = rows(2.0, 1.0, 0.9)
     every[150]["loss"] = None
-    check_course(every, 1e-3)
+    check_course(every, "train.learning_rate", 1e-3)
 
 
 def test_a_step_that_is_left_out_is_in_the_log_and_on_the_card(

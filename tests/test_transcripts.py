@@ -10,6 +10,7 @@ import tarfile
 import tracemalloc
 import unicodedata
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +268,19 @@ def lhotse_cuts(root: Path, sounds: Sounds) -> CutSet:
     )
 
 
+def table_offsets(root: Path, sounds: Sounds) -> Path:
+    """Parts of one recording in a table, whose columns begin with capitals."""
+    sound, places = whole(sounds)
+    put(root / "all.wav", sound)
+    rows = ["File_Name,Offset,Duration,Text,Speaker"]
+    rows += [
+        ",".join(["all.wav", *map(str, places[x]), '"' + text.replace('"', '""') + '"', who])
+        for x, (text, who) in CLIPS.items()
+    ]
+    write(root / "metadata.csv", "\n".join(rows) + "\n")
+    return root
+
+
 def lhotse_file(root: Path, sounds: Sounds) -> Path:
     lhotse_cuts(root, sounds).to_file(root / "cuts.jsonl.gz")
     return root / "cuts.jsonl.gz"
@@ -312,6 +326,28 @@ def sidecars(root: Path, sounds: Sounds) -> Path:
     return root
 
 
+def capitals(
+    make: Callable[[Path, Sounds], Path], names: dict[str, str]
+) -> Callable[[Path, Sounds], Path]:
+    """A corpus whose tables or text files have other names."""
+
+    def made(root: Path, sounds: Sounds) -> Path:
+        make(root, sounds)
+        for old, new in names.items():
+            for path in [*root.rglob(f"*{old}")]:
+                path.rename(path.with_name(path.name.replace(old, new)))
+        return root
+
+    return made
+
+
+def ljspeech_once(root: Path, sounds: Sounds) -> Path:
+    """Without texts that are spelled out, which is a column that is empty."""
+    ljspeech(root, sounds)
+    write(root / "metadata.csv", "".join(f"{x}|{text}|\n" for x, (text, _) in CLIPS.items()))
+    return root
+
+
 CORPORA: dict[str, tuple[Callable[[Path, Sounds], Path], str]] = {
     "audiofolder": (audiofolder, "audiofolder"),
     "audiofolder with semicolons": (audiofolder_semicolons, "audiofolder"),
@@ -319,8 +355,16 @@ CORPORA: dict[str, tuple[Callable[[Path, Sounds], Path], str]] = {
     "audiofolder, parquet": (audiofolder_parquet, "audiofolder"),
     "audio in parquet": (embedded_parquet, "audiofolder"),
     "table alone": (table_alone, "audiofolder"),
+    "audiofolder with offsets": (table_offsets, "audiofolder"),
     "LibriSpeech": (librispeech, "LibriSpeech"),
     "LJSpeech": (ljspeech, "LJSpeech"),
+    "LJSpeech, its second text empty": (ljspeech_once, "LJSpeech"),
+    "LJSpeech in capitals": (capitals(ljspeech, {"metadata.csv": "METADATA.CSV"}), "LJSpeech"),
+    "Common Voice in capitals": (
+        capitals(common_voice, {"validated.tsv": "VALIDATED.TSV"}),
+        "Common Voice",
+    ),
+    "text files in capitals": (capitals(sidecars, {".txt": ".Txt", ".lab": ".LAB"}), "text files"),
     "Common Voice": (common_voice, "Common Voice"),
     "Common Voice table": (common_voice_table, "Common Voice"),
     "Kaldi": (kaldi, "Kaldi"),
@@ -1103,6 +1147,24 @@ def test_speakers_who_share_a_recording_go_together() -> None:
     assert {item.recording.id for item in train} & {item.recording.id for item in valid} == set()
 
 
+def spoken_at(*places: tuple[float, float]) -> list[MonoCut]:
+    """Utterances of one recording: start and seconds of each."""
+    cuts = [cut(f"{i}", length, recording="one") for i, (_, length) in enumerate(places)]
+    return [replace(one, start=start) for one, (start, _) in zip(cuts, places, strict=True)]
+
+
+def test_the_end_of_an_only_recording_is_held_out() -> None:
+    cuts = spoken_at(*((2.0 * i, 1.5) for i in range(20)))[::-1]
+    train, valid = hold_out(cuts, SETTINGS, 0)
+    assert [item.id for item in valid] == ["19", "18"]  # a tenth, and all that it takes
+    assert [*valid, *train] == cuts
+    cuts = spoken_at((0, 1), (1, 1), (2, 1), (2.5, 1), (3, 1))
+    train, valid = hold_out(cuts, SETTINGS, 0)
+    assert [item.id for item in train] == ["0", "1"]  # the others reach into one another
+    assert hold_out(spoken_at((0, 9), (1, 1), (2, 1)), SETTINGS, 0)[1] == []
+    assert hold_out(spoken_at((0, 9)), SETTINGS, 0)[1] == []
+
+
 def test_speakers_who_are_not_known() -> None:
     cuts = [cut(f"{i}", 1.0, recording=f"r{i // 4}") for i in range(40)]
     train, valid = hold_out(cuts, SETTINGS, 0)
@@ -1165,7 +1227,21 @@ def test_tables_that_name_no_audio_are_texts(tmp_path: Path) -> None:
     rows = write_json(
         tmp_path / "corpus.jsonl", [{"text": "one two"}, {"text": ""}, {"text": "three"}]
     )
-    assert texts([rows]) == (["one two", "three"], [])
+    found, skipped = texts([rows])
+    assert found == ["one two", "three"]
+    assert [item.reason for item in skipped] == ["line 2: its text is empty"]
+    packed = tmp_path / "more.jsonl.gz"
+    packed.write_bytes(gzip.compress(b'{"text": "four"}\n{"text": ["five"]}\n{"said": "six"}\n'))
+    found, skipped = texts([packed])
+    assert found == ["four"]
+    assert [item.reason for item in skipped] == [
+        "line 2: a list where text is expected",
+        "line 3: its text is empty",
+    ]
+    torn = write(tmp_path / "torn.csv", "text\nseven\neight, nine\n")
+    found, skipped = texts([torn])
+    assert found == ["seven"]
+    assert skipped[0].reason.startswith("line 3: 2 values for 1 columns")
     table = write(tmp_path / "corpus.CSV", 'id,said\n1,"one, two"\n2,three\n')
     assert texts([table], "said") == (["one, two", "three"], [])
     with pytest.raises(DistilkitError, match="no column of text: its columns are `id` and `said`"):

@@ -89,10 +89,12 @@ def evaluate(
     other = (against, found[1]) if against else None
     if json:
         console.document(_document(name, first) | _compared(first, other))
-        return
-    _show(name, first)
-    if other:
-        _show_other(first, *other)
+    else:
+        _show(name, first)
+        if other:
+            _show_other(first, *other)
+    if any(item.kind == "unusable" for item in first.skipped):
+        raise typer.Exit(1)
 
 
 def _compared(first: "Evaluation", other: "tuple[str, Evaluation] | None") -> dict[str, Any]:

@@ -124,7 +124,8 @@ def transcribe(
     failed = sum(item.kind == "unusable" for item in skipped)
     if len(skipped) > failed:
         console.say(f"left out {counted(len(skipped) - failed, 'file')} not audio")
-    begun.end()
+    if not failed:
+        begun.end()  # else the same command goes on once they are mended
     if not done:
         raise DistilkitError("nothing to transcribe", f"distilkit inspect {inputs[0]}")
     if out is not None:

@@ -228,3 +228,8 @@ class Recipe(Section):
     def frozen_front_end(self) -> bool:
         """Whether the conv front end stays as it is."""
         return self.train.freeze_front_end
+
+    @property
+    def peak_rate(self) -> tuple[str, float]:
+        """The setting of the encoder's learning rate, and what it is."""
+        return "train.learning_rate", self.train.learning_rate

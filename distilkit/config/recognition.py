@@ -235,6 +235,13 @@ class CtcRecipe(Section):
         """Whether the conv front end stays as it is."""
         return not self.lora.front_end if self.lora.rank else self.train.freeze_front_end
 
+    @property
+    def peak_rate(self) -> tuple[str, float]:
+        """The setting of the encoder's learning rate, and what it is."""
+        if self.lora.rank:
+            return "lora.learning_rate", self.lora.learning_rate
+        return "train.learning_rate", self.train.learning_rate
+
     @model_validator(mode="after")
     def _fits_together(self) -> "CtcRecipe":
         if self.data.min_seconds >= self.data.max_seconds:

@@ -386,9 +386,9 @@ def diagnosis(rows: Rows, plan: plan.Plan, recipe: config.CtcRecipe) -> tuple[st
     first, latest = mean(losses[:20]), mean(losses[-20:])
     if plan.steps < 1000 or latest < 0.9 * first:
         return problem, f"--steps {3 * plan.steps}: it is still on CTC's plateau of blanks"
-    rate = recipe.train.learning_rate
+    name, rate = recipe.peak_rate
     return problem, (
-        f"--set train.learning_rate={3 * rate:g}; where that does not help, listen whether the texts "
+        f"--set {name}={3 * rate:g}; where that does not help, listen whether the texts "
         "belong to the recordings"
     )
 

@@ -72,30 +72,34 @@ def assemble(checkpoint: Checkpoint, tokenizer: Tokenizer, settings: config.CtcR
     """What is trained: the recogniser on its encoder, frozen and adapted as the recipe says."""
     loop.seed_step(settings.train.seed, 0)
     made = recognisers.build(checkpoint, tokenizer, settings.model)
-    head = _known_head(checkpoint, tokenizer)
-    if head is not None:
-        made.model.lm_head.load_state_dict(head)
+    head = _known_head(checkpoint, tokenizer, type(made.model))
+    if head:
+        made.model.load_state_dict(head, strict=False)
     if settings.frozen_front_end:
         made.model.freeze_feature_encoder()  # before peft, which would leave its graph alive
     else:
         scale_conv_gradients(made.encoder.model, settings.train.conv_gradient_scale)
     adapters = _adapt(made, settings) if settings.lora.rank else None
-    said = "the model's own, for the same tokens" if head is not None else "new"
+    said = "the model's own, for the same tokens" if head else "new"
     return Trainee(made, settings, head=said, adapters=adapters)
 
 
-def _known_head(checkpoint: Checkpoint, tokenizer: Tokenizer) -> dict[str, Tensor] | None:
-    """The head of a model that is a recogniser already, where its tokens are the same."""
+def _known_head(
+    checkpoint: Checkpoint, tokenizer: Tokenizer, kind: type[nn.Module]
+) -> dict[str, Tensor]:
+    """What a recogniser of that kind has behind its encoder, where its tokens are the same; else nothing."""
     path = Path(checkpoint.source)
     if not any("lm_head" in note for note in checkpoint.notes) or not path.is_dir():
-        return None
+        return {}
     try:
         there = recognisers.load(str(path))
     except DistilkitError:  # no tokenizer beside it: nobody knows what its tokens were
-        return None
-    if there.tokenizer.tokens != tokenizer.tokens:
-        return None
-    return dict(there.model.lm_head.state_dict())
+        return {}
+    if type(there.model) is not kind or there.tokenizer.tokens != tokenizer.tokens:
+        return {}
+    encoder = f"{there.model.base_model_prefix}."
+    weights = there.model.state_dict()
+    return {name: weight for name, weight in weights.items() if not name.startswith(encoder)}
 
 
 def _adapt(made: Recogniser, settings: config.CtcRecipe) -> Any:
@@ -142,7 +146,7 @@ def groups(trainee: Trainee, settings: config.CtcRecipe, steps: int) -> list[loo
         steps: optimizer steps in all.
     """
     train, depth = settings.train, trainee.recogniser.encoder.depth
-    peak = settings.lora.learning_rate if settings.lora.rank else train.learning_rate
+    _, peak = settings.peak_rate
     after = int(train.head_fraction * steps) if trainee.head == "new" else 0
     found: dict[tuple[float, int], list[nn.Parameter]] = {}
     for name, parameter in trainee.named_parameters():

@@ -35,7 +35,7 @@ TEXTS = ("transcription", "transcript", "text", "sentence", "normalized_text", "
 SPEAKERS = ("speaker", "speaker_id", "speaker_name", "client_id", "spk", "reader")
 LANGUAGES = ("language", "locale", "lang")
 PART = ("offset", "duration")
-SIDECARS = (".txt", ".lab", ".TXT", ".LAB")
+SIDECARS = (".txt", ".lab", ".TXT", ".LAB", ".Txt", ".Lab")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +79,14 @@ def _from_table(
     labels = [name for name in columns if name != file] if source.labels else []
     names = {"speaker": tables.column(columns, SPEAKERS)}
     names["language"] = tables.column(columns, LANGUAGES)
+    offset, duration = (tables.column(columns, [name]) for name in PART)
     locate = cache(locate)  # a million rows may name a thousand files
     for line, row in rows:
         try:
             if isinstance(row, str):
                 raise ValueError(row)
             said = {key: tables.plain(row.get(name)) for key, name in names.items() if name}
-            start = tables.seconds(row.get("offset")) or 0.0
+            start = (tables.seconds(row.get(offset)) or 0.0) if offset else 0.0
             name, found = _sound_of_row(row.get(file), path, line, source, locate)
             if isinstance(found, Skipped):
                 yield replace(found, reason=f"{found.reason} ({path.name}, line {line})")
@@ -95,7 +96,7 @@ def _from_table(
                 path=found,
                 text=tables.plain(row.get(text)) if text else "",
                 start=start,
-                seconds=tables.seconds(row.get("duration")) if "offset" in row else None,
+                seconds=tables.seconds(row.get(duration)) if offset in row and duration else None,
                 columns={name: _label(row.get(name)) for name in labels},
                 **said,
             )
@@ -132,7 +133,7 @@ def _audiofolder_tables(source: Source) -> list[Path]:
             for path in paths
             if path.stem.lower() == "metadata" or path.suffix.lower() == ".parquet"
         ]
-    ending = source.place.suffix.lower()
+    ending = tables.suffix(source.place)
     if ending in (".csv", ".tsv", ".parquet"):
         return [source.place]
     row = tables.first_row(source.place) if ending == ".jsonl" else {}
@@ -170,7 +171,7 @@ def _is_common_voice(source: Source) -> bool:
 
 def _common_voice(source: Source) -> Iterator[Item]:
     """Common Voice: `validated.tsv`, else train, dev and test, or the table that was named."""
-    paths = {path.name: path for path in source.top(".tsv")}
+    paths = {path.name.lower(): path for path in source.top(".tsv")}
     if source.place.is_dir():
         own = (
             ["validated.tsv"] if "validated.tsv" in paths else ["train.tsv", "dev.tsv", "test.tsv"]
@@ -180,27 +181,31 @@ def _common_voice(source: Source) -> Iterator[Item]:
         yield from _from_table(path, source, partial(inside, source.folder / "clips"))
 
 
+def _ljspeech_table(source: Source) -> Path | None:
+    if not (source.folder / "wavs").is_dir():
+        return None
+    for path in source.top("metadata.csv"):
+        first, *rest = tables.header(path).split("|")
+        if path.name.lower() == "metadata.csv" and rest and first.lower() not in FILES:
+            return path
+    return None
+
+
 def _is_ljspeech(source: Source) -> bool:
-    path = source.folder / "metadata.csv"
-    if not (source.folder / "wavs").is_dir() or not path.is_file():
-        return False
-    first, *rest = tables.header(path).split("|")
-    return (
-        (source.place.is_dir() or source.place == path)
-        and bool(rest)
-        and first.lower() not in FILES
-    )
+    return _ljspeech_table(source) is not None
 
 
 def _ljspeech(source: Source) -> Iterator[Item]:
-    """LJSpeech: `metadata.csv` of `id|text|text spelled out`, audio in `wavs/`; the last text."""
-    for _, line in tables.lines_of(source.folder / "metadata.csv"):
+    """LJSpeech: `metadata.csv` of `id|text|text spelled out`, audio in `wavs/`; the last text there is."""
+    table = _ljspeech_table(source)
+    for _, line in tables.lines_of(table) if table else ():
         name, *texts = line.split("|")
+        text = next((text for text in reversed(texts) if text.strip()), "")
         path = named(source.folder / "wavs", name.strip(), ".wav")
         if isinstance(path, Skipped):
             yield path
         else:
-            yield Utterance(id=relative(path, source), path=path, text=texts[-1] if texts else "")
+            yield Utterance(id=relative(path, source), path=path, text=text)
 
 
 def _is_librispeech(source: Source) -> bool:
@@ -302,7 +307,11 @@ def _is_sidecars(source: Source) -> bool:
 
 
 def _sidecars(path: Path) -> list[Path]:
-    return [text for x in SIDECARS if os.path.isfile(text := path.with_suffix(x)) and text != path]
+    found: dict[int, Path] = {}
+    for text in map(path.with_suffix, SIDECARS):
+        if text != path and os.path.isfile(text):
+            found.setdefault(text.stat().st_ino, text)  # where capitals are small letters, once
+    return list(found.values())
 
 
 def _sidecar_files(source: Source) -> Iterator[Item]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 from lhotse import MonoCut
@@ -16,7 +17,8 @@ def hold_out(
 
     About `valid_fraction` of the seconds; at least one is held out where there are two or more, and
     at least one is kept. Where the shortest speaker alone lasts more than `valid_minutes`, whole
-    recordings are held out. A recording is never on both sides: speakers who share one go together.
+    recordings are held out. A recording is never on both sides: speakers who share one go together. Where
+    there is but one, its end is held out, as far as no utterance reaches into it.
 
     Returns:
         The cuts to train on, and those to validate on, each in the order given.
@@ -30,8 +32,10 @@ def hold_out(
     ):
         groups = [cut.recording.id for cut in cuts]
         seconds = _seconds(groups, cuts)
-    if wanted <= 0 or len(seconds) < 2:
+    if wanted <= 0:
         return list(cuts), []
+    if len(seconds) < 2:
+        return _by_time(cuts, wanted)
     names = sorted(seconds)  # so that the order in which cuts are given decides nothing
     held: set[str] = set()
     lasting = 0.0
@@ -47,6 +51,20 @@ def hold_out(
     for group, cut in zip(groups, cuts, strict=True):
         sides[group in held].append(cut)
     return sides
+
+
+def _by_time(cuts: Sequence[MonoCut], wanted: float) -> tuple[list[MonoCut], list[MonoCut]]:
+    """Utterances of one recording before and behind a moment between two of them."""
+    ordered = sorted(cuts, key=lambda cut: cut.start)
+    ends = list(accumulate((cut.end for cut in ordered), max))
+    moment, lasting = math.inf, 0.0
+    for place in range(len(ordered) - 1, 0, -1):
+        lasting += ordered[place].duration
+        if ends[place - 1] <= ordered[place].start:
+            moment = ordered[place].start
+        if lasting >= wanted and moment < math.inf:
+            break
+    return [cut for cut in cuts if cut.start < moment], [cut for cut in cuts if cut.start >= moment]
 
 
 def _speaker(cut: MonoCut) -> str:

@@ -131,6 +131,11 @@ def first_row(path: Path) -> dict[str, Any]:
     return row if isinstance(row, dict) else {}
 
 
+def suffix(path: Path) -> str:
+    """The end of a file's name that says what is in it, in lower case; that below `.gz`."""
+    return Path(path.stem if path.suffix == ".gz" else path.name).suffix.lower()
+
+
 def table(path: Path) -> tuple[list[str], Iterable[tuple[int, Row]]]:
     """The columns and the numbered rows of a `.parquet`, `.jsonl` or `.json` table, or a text one.
 
@@ -140,9 +145,9 @@ def table(path: Path) -> tuple[list[str], Iterable[tuple[int, Row]]]:
     Raises:
         DistilkitError: it cannot be read.
     """
-    if path.suffix.lower() == ".parquet":
+    if suffix(path) == ".parquet":
         return _parquet(path)
-    if path.suffix.lower() in (".jsonl", ".json"):
+    if suffix(path) in (".jsonl", ".json"):
         keys = (key for _, row in json_lines(path) for key in row)
         return list(dict.fromkeys(keys)), json_lines(path)
     return _delimited(path)

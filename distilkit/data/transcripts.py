@@ -16,8 +16,17 @@ from distilkit.data.common import MAX_UNUSABLE, Tracker, untracked
 from distilkit.data.find import Found, shown
 from distilkit.data.layouts import FILES, LAYOUTS, TEXTS, detect, folders
 from distilkit.data.scan import Clip, Skipped, cache_folder, scan
-from distilkit.data.sources import NO_AUDIO, NO_TEXT, Source, Utterance, source
-from distilkit.data.tables import TABLES, column, json_lines, lines_of, plain, table, text_column
+from distilkit.data.sources import NO_AUDIO, NO_TEXT, Source, Utterance, broken, source
+from distilkit.data.tables import (
+    TABLES,
+    column,
+    json_lines,
+    lines_of,
+    plain,
+    suffix,
+    table,
+    text_column,
+)
 from distilkit.errors import DistilkitError
 from distilkit.wording import counted
 
@@ -161,15 +170,14 @@ def texts(inputs: Sequence[str | Path], text_column: str = "") -> tuple[list[str
     for item in inputs:
         place = source(Path(item), text_column)
         layout = detect(place)
-        left: list[Skipped] = []
-        sentences: list[str] | None = None
+        alone: tuple[list[str], list[Skipped]] | None = None
         if place.folder != place.place and not place.files[0].audio and layout in SPEECHLESS:
-            sentences = _sentences(place)
-        if sentences is None:
-            utterances, left = _items([place], (_layout(place),))
+            alone = _sentences(place)
+        if alone is None:
+            utterances, unread = _items([place], (_layout(place),))
             utterances, unsettled = _settled(utterances)
-            sentences = [utterance.text for utterance in utterances]
-            left += unsettled
+            alone = [utterance.text for utterance in utterances], unread + unsettled
+        sentences, left = alone
         if not sentences:
             why = "".join(f"\n  {item.path}: {item.reason}" for item in left[:5])
             hint = "mend what is listed" if left else "give a file with a sentence a line"
@@ -179,16 +187,31 @@ def texts(inputs: Sequence[str | Path], text_column: str = "") -> tuple[list[str
     return found, skipped
 
 
-def _sentences(place: Source) -> list[str] | None:
+def _sentences(place: Source) -> tuple[list[str], list[Skipped]] | None:
     """The column of texts of a table that names no audio, or the lines of a text file; else None."""
-    if place.place.suffix.lower() not in TABLES:
-        return [line.strip() for _, line in lines_of(place.place)]
-    columns, rows = table(place.place)
+    path = place.place
+    if suffix(path) not in TABLES:
+        return [line.strip() for _, line in lines_of(path)], []
+    columns, rows = table(path)
     if column(columns, FILES):
         return None
-    chosen = text_column(place.place, columns, TEXTS, place.text_column, ())
-    said = [plain(row.get(chosen)) for _, row in rows if not isinstance(row, str)]
-    return [text for text in said if text.strip()]
+    chosen = text_column(path, columns, TEXTS, place.text_column, ())
+    found: list[str] = []
+    left: list[Skipped] = []
+    for line, row in rows:
+        try:
+            if isinstance(row, str):
+                raise ValueError(row)
+            text = plain(row.get(chosen))
+        except ValueError as error:
+            left.append(broken(path, line, error))
+            continue
+        if text.strip():
+            found.append(text)
+        else:
+            reason = f"line {line}: its text is empty"
+            left.append(Skipped(path=shown(path), reason=reason, kind=EMPTY))
+    return found, left
 
 
 def _layout(place: Source) -> str:

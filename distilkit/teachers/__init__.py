@@ -117,5 +117,5 @@ def _check_frames(name: str, shape: PreTrainedConfig) -> None:
         raise DistilkitError(
             f"`{name}` makes a frame of {length} samples every {hop}; only models with frames of "
             f"{FRAME_SAMPLES} every {HOP_SAMPLES} can be read",
-            f"--teacher {DEFAULT_TEACHER}, or another HuBERT",
+            f"{DEFAULT_TEACHER}, or another HuBERT",
         )

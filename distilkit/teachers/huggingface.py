@@ -22,6 +22,7 @@ from distilkit.teachers.weights import UNUSED, assumed_normalise, check_finite, 
 
 HEADS = (
     "lm_head.",
+    "layer_mix.",
     "final_proj.",
     "label_embs_concat",
     "projector.",
@@ -167,7 +168,7 @@ def configuration(path: Path) -> PreTrainedConfig:
     if kind not in MODELS:
         raise DistilkitError(
             f"`{path}` is a `{kind}` model; only {', '.join(f'`{name}`' for name in MODELS)} can be read",
-            f"--teacher {hub.DEFAULT_TEACHER}, or another model of these families",
+            f"{hub.DEFAULT_TEACHER}, or another model of these families",
         )
     try:
         known = CONFIG_MAPPING[kind]().to_dict().keys() - LOADING
@@ -220,7 +221,7 @@ def normalises(path: Path, norm: str) -> tuple[bool, str | None]:
     if rate != SAMPLE_RATE:
         raise DistilkitError(
             f"`{path}` wants audio at `{rate}` Hz; only models for {SAMPLE_RATE} Hz can be read",
-            f"--teacher {hub.DEFAULT_TEACHER}, or another model for {SAMPLE_RATE} Hz",
+            f"{hub.DEFAULT_TEACHER}, or another model for {SAMPLE_RATE} Hz",
         )
     value = settings.get("do_normalize")
     if value is None:
