@@ -137,6 +137,14 @@ def build(
         scale_conv_gradients(student.model, recipe.train.conv_gradient_scale)
     width = teacher.width if teacher else existing.target_width if existing else 0
     heads, layers = _heads(student, width, recipe.objective)
+    if (
+        max(layers) < student.depth
+    ):  # nothing trains what is above: several processes would wait for it
+        above = [*student.model.encoder.layers[max(layers) :]]
+        if student.model.config.do_stable_layer_norm:
+            above.append(student.model.encoder.layer_norm)
+        for part in above:
+            part.requires_grad_(False)
     if existing is not None and existing.heads is not None:
         own = {name: value.shape for name, value in heads.named().items()}  # type: ignore[operator]
         same = own == {name: value.shape for name, value in existing.heads.items()}

@@ -24,12 +24,14 @@ from distilkit.errors import DistilkitError
 from distilkit.listeners import grouped, in_order
 
 Beside = Callable[[MonoCut, Tensor], Sequence[Tensor]]  # what is kept of a window, given its sound
-OUT_OF_MEMORY = (  # what torch, the system, oneDNN and C++ say
+OUT_OF_MEMORY = (  # what torch, CUDA's libraries, the system, oneDNN and C++ say
     "out of memory",
     "can't allocate memory",
     "not enough memory",
     "could not create a primitive",
     "bad_alloc",
+    "status_alloc_failed",
+    "unable to find an engine",
 )
 
 

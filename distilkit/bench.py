@@ -172,6 +172,8 @@ def _timed(run: Callable[[], object], device: str) -> float:
 def _wait(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
+    elif device == "mps":
+        torch.mps.synchronize()
 
 
 def peak(run: Callable[[], object], device: str) -> float | None:

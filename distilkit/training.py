@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from lhotse import MonoCut
 from torch import nn
 
@@ -255,6 +256,24 @@ def _put_back(
     return start, room
 
 
+def agreed(decided: plan.Plan) -> tuple[plan.Plan, Accelerator]:
+    """The plan that all processes of a run follow, and where they compute.
+
+    What each measured, on a card of its own, may differ. It is the first one's, with no more in memory at
+    once than fits everywhere.
+    """
+    accelerator = loop.accelerator(decided.device, decided.precision)
+    plans: list[plan.Plan] = gather_object([decided])
+    followed = replace(
+        plans[0],
+        micro_seconds=min(each.micro_seconds for each in plans),
+        gradient_checkpointing=any(each.gradient_checkpointing for each in plans),
+    )
+    if followed.precision != decided.precision:
+        accelerator = loop.accelerator(followed.device, followed.precision)
+    return followed, accelerator
+
+
 def check_course(rows: Rows, name: str, rate: float) -> None:
     """Refuse to go on where all that was learned is lost again.
 
@@ -317,7 +336,9 @@ def settle(
         return attempt(parts(recompute), accelerator, ordered[:count])
 
     options = (False, True) if asked == "auto" else (asked,)
-    return plan.measured(decided, plan.widest(trial, options, most, room), longest, room)
+    found = plan.measured(decided, plan.widest(trial, options, most, room), longest, room)
+    _forget_trials()
+    return found
 
 
 def attempt(made: Parts, accelerator: Accelerator, cuts: Sequence[MonoCut]) -> plan.Trial | None:
@@ -325,15 +346,14 @@ def attempt(made: Parts, accelerator: Accelerator, cuts: Sequence[MonoCut]) -> p
 
     Nothing is learned: the learning rate is 0.
     """
-    if accelerator.device.type == "cuda":  # what earlier trials left does not count
-        gc.collect()
-        torch.cuda.empty_cache()
-    module = made.module.to(accelerator.device).train()
+    cuda = accelerator.device.type == "cuda"
+    if cuda:
+        _forget_trials()
     for group in made.optimizer.param_groups:
         group["lr"] = 0.0
     batch, began = batches.load(cuts, made.beside), 0.0
-    cuda = accelerator.device.type == "cuda"
     try:
+        module = made.module.to(accelerator.device).train()
         for _ in range(2):
             if cuda:
                 torch.cuda.synchronize()
@@ -351,6 +371,13 @@ def attempt(made: Parts, accelerator: Accelerator, cuts: Sequence[MonoCut]) -> p
         return None
     peak = torch.cuda.max_memory_reserved() if cuda else psutil.Process().memory_info().rss
     return plan.Trial(seconds=(time.perf_counter() - began) / batch.seconds, peak=int(peak))
+
+
+def _forget_trials() -> None:
+    """What trials took on a GPU counts no more."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
 
 
 def measure(

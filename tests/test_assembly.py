@@ -121,6 +121,21 @@ def test_heads_and_the_layers_they_read(
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("layers", ["[1,1,1]", "[0,1,1]", "[1,2,2]"])
+@pytest.mark.parametrize("stable", [False, True])
+def test_everything_that_is_trained_gets_a_gradient(layers: str, stable: bool) -> None:
+    """Several processes wait for the gradient of whatever is."""
+    more = {"do_stable_layer_norm": True, "feat_extract_norm": "layer"} if stable else {}
+    model = exact(make_model(**more))
+    distiller, _ = assembly.build(
+        Encoder(model=model, normalise=False), quick(f"objective.student_layers={layers}")
+    )
+    clip = batch()
+    sum(each.sum() for each in distiller(clip.wave_BS, clip.lengths)).backward()
+    for name, weight in distiller.named_parameters():
+        assert (weight.grad is not None) == weight.requires_grad, name
+
+
 @pytest.mark.parametrize("layers", ["[1,2]", "[1,2,3]"])
 def test_student_layers_that_do_not_fit(layers: str) -> None:
     with pytest.raises(

@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 import pytest
 from conftest import quick
 
+from distilkit import config
 from distilkit.distill import distill
 from distilkit.runs import Run
 
@@ -23,11 +25,13 @@ CHANGES = [
 ]  # fmt: skip
 
 
-def launch(processes: int, *arguments: object) -> subprocess.Popen[str]:
+def launch(
+    processes: int, *arguments: object, program: Sequence[object] = ("-m", "distilkit")
+) -> subprocess.Popen[str]:
     """A distillation under torchrun."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node", str(processes)]
-    command += ["-m", "distilkit", "distill", *map(str, arguments)]
+    command += [*map(str, program), "distill", *map(str, arguments)]
     return subprocess.Popen(
         command,
         text=True,
@@ -74,6 +78,42 @@ def test_two_processes_train_as_one(pair: tuple[Path, Path, list[object]]) -> No
     settings = json.loads((pair[1] / "student" / "config.json").read_text())
     assert settings["num_hidden_layers"] == 2
     assert not (pair[1] / "targets").exists()
+
+
+DIFFERENT = """
+import os, sys
+from dataclasses import replace
+from distilkit import plan
+from distilkit.cli import main
+
+decide, second = plan.decide, os.environ["RANK"] == "1"
+
+
+def decided(*given):
+    found = decide(*given)
+    return replace(found, micro_seconds=2.5, steps=7, precision="bf16") if second else found
+
+
+plan.decide = decided
+sys.argv[0] = "distilkit"
+main()
+"""
+
+
+@pytest.mark.slow
+def test_processes_follow_one_plan(speech: Path, teacher_folder: Path, tmp_path: Path) -> None:
+    """What they measure may differ: their cards, and what else is going on there."""
+    (tmp_path / "different.py").write_text(DIFFERENT)
+    recipe = quick(*CHANGES, "train.steps=6", "targets.store=fp16", "train.precision=auto")
+    (tmp_path / "recipe.toml").write_text(config.dump_recipe(recipe))
+    process = launch(
+        2, speech, "--teacher", teacher_folder, "--recipe", tmp_path / "recipe.toml",
+        "--out", tmp_path / "run", program=[tmp_path / "different.py"],
+    )  # fmt: skip
+    ended(process)
+    told = Run(tmp_path / "run").read()["plan"]
+    assert (told["steps"], told["micro_seconds"]) == (6, 2.5)
+    assert len(Run(tmp_path / "run").rows("metrics.jsonl")) == 6
 
 
 @pytest.mark.slow

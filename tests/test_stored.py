@@ -3,11 +3,13 @@
 import json
 import os
 import shutil
+import weakref
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import soundfile
@@ -535,13 +537,22 @@ def test_once_stored_no_teacher_is_loaded(
     shutil.copytree(teacher_folder, teacher)
     settings = ("targets.store=fp16", student)
     whole = run(speech, teacher, tmp_path / "whole", *settings)
-    out = tmp_path / "broken"
+    out, heard = tmp_path / "broken", list[weakref.ref[LiveTargets]]()
+    begin = LiveTargets.__init__
+
+    def watched(self: LiveTargets, *given: Any) -> None:
+        heard.append(weakref.ref(self))
+        begin(self, *given)
+
+    monkeypatch.setattr(LiveTargets, "__init__", watched)
     job = distill.prepare([speech], teacher=str(teacher), out=out, recipe=quick(*STEPS, *settings))
     done: list[int] = []
     for step in distill.train(job, lambda: len(done) >= 7):
         done.append(step.number)
         assert job.teacher is not None
         assert all(tensor.is_meta for tensor in job.teacher.model.parameters())
+        assert len(heard) == 1
+        assert heard[0]() is None  # nor does what it had of its own stay in memory
     shutil.rmtree(teacher)
     monkeypatch.setattr(teachers, "load", lambda name: pytest.fail(f"loaded {name}"))
     for _ in distill.train(distill.prepare([], out=out, resume=True)):

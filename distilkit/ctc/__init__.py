@@ -260,7 +260,8 @@ def train(job: Job, stop: Callable[[], bool] = lambda: False) -> Iterator[loop.S
         DistilkitError: the run is in use, its files are damaged, or a loss is not finite.
     """
     run, recipe = job.run, job.recipe
-    accelerator = loop.accelerator(job.plan.device, job.plan.precision)
+    decided, accelerator = training.agreed(job.plan)
+    job = replace(job, plan=decided, facts=job.facts | {"plan": asdict(decided)})
     if accelerator.is_main_process and not job.resumed:
         assert job.collection is not None
         leftovers.tidy(run.folder)

@@ -32,7 +32,7 @@ from distilkit.assembly import Distiller, Existing
 from distilkit.audio import frames
 from distilkit.distill import keeping
 from distilkit.distill.job import Job
-from distilkit.distill.parts import assemble, likely
+from distilkit.distill.parts import all_stored, assemble, likely, targets_of
 from distilkit.encoder import Encoder
 from distilkit.errors import DistilkitError
 from distilkit.hub import DEFAULT_TEACHER
@@ -193,8 +193,9 @@ def train(
     Raises:
         DistilkitError: the run is in use, its files are damaged, or a loss is not finite.
     """
-    run, recipe, decided = job.run, job.recipe, job.plan
-    accelerator = loop.accelerator(decided.device, decided.precision)
+    run, recipe = job.run, job.recipe
+    decided, accelerator = training.agreed(job.plan)
+    job = replace(job, plan=decided, facts=job.facts | {"plan": asdict(decided)})
     first = accelerator.is_main_process  # of several processes, the one that writes
     if first and not job.resumed:
         assert job.collection is not None
@@ -209,14 +210,18 @@ def train(
         )
     accelerator.wait_for_everyone()  # the folder is there
     with training.holding(run, accelerator):
-        made, targets = assemble(job, accelerator, run.folder / codebooks.FILE)
+        codebook, store = run.folder / codebooks.FILE, None
         if decided.stored:
+            targets = targets_of(job, accelerator, codebook)
             store = keeping.filled(job, accelerator, targets, stop, track)
             if store is None:
                 return
+            del targets  # nothing of the teacher stays in memory: all it had to say is on the disk
+        made, _ = assemble(job, accelerator, codebook, all_stored if store else None)
+        if store is not None:
             made = replace(made, beside=store.read)
             if job.teacher is not None:
-                job.teacher.model.to("meta")  # all it had to say is on the disk
+                job.teacher.model.to("meta")
         done = yield from training.steps(
             run,
             recipe,

@@ -50,7 +50,7 @@ def targets_of(job: Job, accelerator: Accelerator, keep: Path | None) -> Targets
     """What computes what the recipe predicts."""
     objective = job.recipe.objective
     if job.teacher is None and objective.features == "layers":
-        return _all_stored
+        return all_stored
     front = bool(job.plan.front_width)
     precision = job.plan.precision
     seen = assembly.features(job.teacher, objective, accelerator.device, precision, front)
@@ -73,7 +73,7 @@ def likely(job: Job, accelerator: Accelerator, recompute: bool) -> training.Part
         ]
 
     if job.plan.stored:
-        made, _ = assemble(tried, accelerator, targets=_all_stored)
+        made, _ = assemble(tried, accelerator, targets=all_stored)
         return replace(made, beside=lambda cut, wave_S: nothing(wave_S))
     front = bool(job.plan.front_width)
     precision = job.plan.precision
@@ -86,7 +86,8 @@ def likely(job: Job, accelerator: Accelerator, recompute: bool) -> training.Part
     return assemble(tried, accelerator, targets=units if objective.name == "units" else seen)[0]
 
 
-def _all_stored(wave_BS: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+def all_stored(wave_BS: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+    """In the place of a teacher whose targets are all stored."""
     raise AssertionError("no teacher is loaded where all its targets are stored")
 
 
