@@ -32,7 +32,7 @@ from safetensors import SafetensorError, safe_open
 from distilkit import __version__, cards, exported, layer_mix, recognisers, teachers, tokenizers
 from distilkit.cards import CARD, OURS, private_paths
 from distilkit.errors import DistilkitError, did_you_mean
-from distilkit.hub import EXPORTED, TIMEOUT, WEIGHTS, is_exported
+from distilkit.hub import EXPORTED, TIMEOUT, WEIGHTS, enclosed, is_exported
 from distilkit.recognisers import ADAPTER, BASE
 from distilkit.runs import RESULTS, Run, digest
 
@@ -89,10 +89,10 @@ def pack(path: Path) -> Parcel:
         path: a folder that distilkit made, or a finished run, whose result is meant.
 
     Raises:
-        DistilkitError: nothing there, a run that is not finished, not ours, damaged, no card, or a file
-            that names paths of this computer.
+        DistilkitError: nothing there, a run that is not finished, not ours, damaged, no card, a link that
+            leads out, or a file that names paths of this computer.
     """
-    folder = _result(path)
+    folder = enclosed(_result(path))
     kind = _kind(folder)
     card = _card(folder)
     KINDS[kind].read(folder)

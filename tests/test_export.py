@@ -106,6 +106,14 @@ def test_what_a_recogniser_hears(name: str, runtime: str, sources: Path, exports
     assert len(found.tokenizer) == len(recogniser.tokenizer)
 
 
+@pytest.mark.parametrize("name", ["base", "hears", "mixed", "int8"])
+def test_no_graph_says_where_code_lay(name: str, exports: Path) -> None:
+    """The exporter notes of every node in which file it came from."""
+    held = (exports / name / exported.MODEL).read_bytes()
+    for word in (".py", "site-packages", str(Path(torch.__file__).parents[1])):
+        assert word.encode() not in held
+
+
 def test_clips_of_one_length_share_a_batch(exports: Path) -> None:
     found = exported.load("large", exports / "large", runtime="onnxruntime")
     clips = np.stack([voice(2.0, seed) for seed in range(3)])

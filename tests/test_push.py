@@ -278,6 +278,16 @@ def test_a_damaged_file_of_another_kind_is_refused(
     assert err.startswith(f"error: {problem}")
 
 
+def test_a_link_that_leads_out_is_not_sent(here: Path, run: Run, hub: Hub) -> None:
+    (here / "secret").write_text("secret")
+    (here / "exported" / SCRIPT).unlink()
+    (here / "exported" / SCRIPT).symlink_to((here / "secret").absolute())
+    code, _, err = run("push", here / "exported")
+    assert code == 1
+    assert "is a link to" in err
+    assert hub.asked == []
+
+
 def test_nothing_there(run: Run, here: Path) -> None:
     assert run("push", "runs/minne")[2] == (
         "error: `runs/minne` does not exist\n\nhint: did you mean `runs/mine`?\n"

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +100,7 @@ def to_onnx(graph: Graph, file: Path, name: str) -> None:
                 verbose=False,
             )
             assert program is not None
+            _forget_origin(program.model)
             program.save(file)
     except Exception as error:  # of torch.export, onnxscript and protobuf alike
         said = str(error).strip().partition("\n")[0] or type(error).__name__
@@ -106,6 +108,17 @@ def to_onnx(graph: Graph, file: Path, name: str) -> None:
             f"`{name}` cannot be exported: {said}",
             "distilkit export tiny --out tiny-onnx shows one that can",
         ) from error
+
+
+def _forget_origin(model: Any) -> None:
+    """Take out of a graph where the code that it was made from lay on this computer."""
+    for part in (model.graph, *model.functions.values()):
+        part.metadata_props.clear()
+        for node in part.all_nodes():
+            node.metadata_props.clear()
+            node.doc_string = None
+            for value in node.outputs:
+                value.metadata_props.clear()
 
 
 @contextmanager
