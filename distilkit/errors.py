@@ -1,12 +1,13 @@
 """The one exception a user sees: a problem, and a hint that can be typed."""
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
-# A password in a URL, and a token of the hub, wherever they stand.
-SECRET = re.compile(r"(?<=://)[^/\s@`'\"]*:[^/\s@`'\"]+(?=@)|\bhf_[A-Za-z0-9]{20,}")
+# Who calls in a URL, with a password or a token alone, and a token of the hub, wherever they stand.
+SECRET = re.compile(r"(?<=://)(?:[^\s@`'\"]*:[^\s@`'\"]+|[^/\s@`'\"]+)(?=@)|\bhf_[A-Za-z0-9_]{20,}")
 
 # What would move a terminal's cursor, or set its title, if a file's name or a model's text brought it along.
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
@@ -60,6 +61,26 @@ def present(path: Path) -> None:
         raise DistilkitError(f"no such file or folder: `{path}`", _nearby(path)) from None
     except OSError as error:
         raise DistilkitError(f"cannot open `{path}`: {error.strerror}") from error
+
+
+def enclosed(folder: Path) -> Path:
+    """The folder, where no file in it is a link that leads out of it.
+
+    The hub's cache is made of links, which stay within the repository's own part of it.
+
+    Raises:
+        DistilkitError: a link leads out, to what whoever made the folder cannot know.
+    """
+    home = folder.resolve()
+    home = home.parents[1] if home.parent.name == "snapshots" else home
+    for path in sorted(folder.iterdir()):
+        target = Path(os.path.realpath(path))
+        if path.is_symlink() and not target.is_relative_to(home):
+            raise DistilkitError(
+                f"`{path}` is a link to `{target}`, outside its folder, and was not followed",
+                f"cp --remove-destination {target} {path}",
+            )
+    return folder
 
 
 def _nearby(missing: Path) -> str | None:

@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from distilkit.errors import DistilkitError, did_you_mean
+from distilkit.errors import DistilkitError, did_you_mean, enclosed
 from distilkit.runs import Run, newest_run
 
 BUILT_IN = {"tiny": Path(__file__).parent / "assets" / "tiny"}  # models inside the package
@@ -62,26 +62,6 @@ def locate(name: str) -> Path:
         raise DistilkitError(
             f"cannot open `{name}`: {error.strerror}", "give a folder that you may read"
         ) from error
-
-
-def enclosed(folder: Path) -> Path:
-    """The folder, where no file in it is a link that leads out of it.
-
-    The hub's cache is made of links, which stay within the repository's own part of it.
-
-    Raises:
-        DistilkitError: a link leads out, to what whoever made the folder cannot know.
-    """
-    home = folder.resolve()
-    home = home.parents[1] if home.parent.name == "snapshots" else home
-    for path in sorted(folder.iterdir()):
-        target = Path(os.path.realpath(path))
-        if path.is_symlink() and not target.is_relative_to(home):
-            raise DistilkitError(
-                f"`{path}` is a link to `{target}`, outside its folder, and was not followed",
-                f"cp --remove-destination {target} {path}",
-            )
-    return folder
 
 
 def is_exported(path: Path) -> bool:

@@ -176,6 +176,10 @@ def fit(
             _lower(room, micro, number, accelerator)
         values = _over_ranks(accelerator, [float(value) for value in sums.values()])
         means = {name: value / counted[0] for name, value in zip(sums, values, strict=True)}
+        if accelerator.scaler is not None and not math.isfinite(means["loss"]):
+            for weight in trained:  # which the scaler looks at, to leave a step out
+                if weight.grad is not None:
+                    weight.grad.fill_(math.nan)
         norm = float(accelerator.clip_grad_norm_(trained, settings.clip_norm))
         broken = _broken(accelerator, means["loss"], norm, micro)
         bad = bad + 1 if broken else 0

@@ -31,8 +31,8 @@ from safetensors import SafetensorError, safe_open
 
 from distilkit import __version__, cards, exported, layer_mix, recognisers, teachers, tokenizers
 from distilkit.cards import CARD, OURS, private_paths
-from distilkit.errors import DistilkitError, did_you_mean
-from distilkit.hub import EXPORTED, TIMEOUT, WEIGHTS, enclosed, is_exported
+from distilkit.errors import DistilkitError, did_you_mean, enclosed
+from distilkit.hub import EXPORTED, TIMEOUT, WEIGHTS, is_exported
 from distilkit.recognisers import ADAPTER, BASE
 from distilkit.runs import RESULTS, Run, digest
 

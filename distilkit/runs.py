@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distilkit.errors import DistilkitError
+from distilkit.errors import DistilkitError, enclosed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,27 +54,31 @@ TICK = 2_000_000_000  # ns: the coarsest time of any file system
 CHECKPOINTS = 2  # that are kept: should the newest be damaged, there is one before it
 
 RUST = re.compile(r"\(os error (?P<number>\d+)\)")  # how safetensors says what the system said
+MEANWHILE = "another --out: another process made it meanwhile"
 UNWRITABLE = {  # what to do where something cannot be written
     errno.ENOSPC: "make room on that disk, or choose a folder on another",
     errno.EDQUOT: "make room within your quota, or choose a folder elsewhere",
     errno.EACCES: "choose a folder that you can write",
     errno.EPERM: "choose a folder that you can write",
     errno.EROFS: "choose a folder that can be written",
+    errno.ENOTEMPTY: MEANWHILE,
+    errno.EEXIST: MEANWHILE,
 }
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, new: bool = False) -> Iterator[Path]:
     """Yield a path beside `path` to write to; on success it takes the place of `path`, whole.
 
-    Works for a file and for a folder. On an error `path` is as it was and nothing is left over.
+    Works for a file and for a folder. On an error `path` is as it was and nothing is left over. What is `new`
+    takes nobody's place: where another process made a folder there meanwhile, that is an error.
     """
     beside = path.with_name(f".{path.name}.partial-{os.getpid()}")
     discard(beside)
     try:
         yield beside
         _sync([*beside.rglob("*"), beside] if beside.is_dir() else [beside])
-        if path.is_dir() and not path.is_symlink():
+        if path.is_dir() and not path.is_symlink() and not new:
             old = path.with_name(f".{path.name}.old-{os.getpid()}")
             path.rename(old)
             beside.rename(path)
@@ -237,7 +241,7 @@ class Run:
                 f"cannot make `{self.folder}`: {error.strerror}",
                 "--out with a folder you can write",
             ) from error
-        with replacing(self.folder) as beside:
+        with replacing(self.folder, new=True) as beside:
             (beside / "checkpoints").mkdir(parents=True)
             for name, content in files.items():
                 data = content.encode() if isinstance(content, str) else content
@@ -272,9 +276,15 @@ class Run:
         """Hold the run; the lock goes with the process, however it ends.
 
         Raises:
-            DistilkitError: another process holds it, and which.
+            DistilkitError: another process holds it, and which; or a link in it leads out.
         """
         path = self.folder / ".lock"
+        for place in (
+            self.folder,
+            self.folder / "checkpoints",
+        ):  # whose files are written, and removed
+            if place.is_dir():
+                enclosed(place)
         try:
             lock = path.open("a+", encoding="utf-8")
         except OSError as error:

@@ -35,8 +35,7 @@ from torch import Tensor
 from distilkit import config, leftovers
 from distilkit.audio import SAMPLE_RATE, frames
 from distilkit.batches import Batch, load, out_of_memory
-from distilkit.errors import DistilkitError
-from distilkit.hub import enclosed
+from distilkit.errors import DistilkitError, enclosed
 from distilkit.listeners import in_order
 from distilkit.runs import make_parent, parse_json, read_object, replacing
 from distilkit.targets import Targets

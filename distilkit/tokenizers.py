@@ -17,8 +17,7 @@ from typing import Any
 
 from distilkit import config, leftovers
 from distilkit.audio import SAMPLE_RATE
-from distilkit.errors import DistilkitError
-from distilkit.hub import enclosed
+from distilkit.errors import DistilkitError, enclosed
 
 PAD, UNKNOWN = "<pad>", "<unk>"  # ids 0 and 1 of every tokenizer that is made here
 DELIMITER = "|"  # ends a word, in tokenizers of characters

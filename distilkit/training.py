@@ -32,7 +32,11 @@ NEW = {  # how runs are begun
 }
 MEASURED = 100.0  # seconds of audio whose steps a plan takes
 STRETCH = 100  # steps whose mean loss is looked at
-LEARNED = 0.9  # of the first stretch's loss: what a run came below before it can be said to diverge
+BEGUN = 20  # steps that say where a run began
+BURST = 10.0  # times the loss that it began with, from which on a run has diverged, learned or not
+LEARNED = (
+    0.9  # of the loss that it began with: what a run came below before it can be said to diverge
+)
 Rows = list[dict[str, Any]]  # of metrics.jsonl
 
 
@@ -288,12 +292,13 @@ def check_course(rows: Rows, name: str, rate: float) -> None:
     Raises:
         DistilkitError: the loss is above where it began, and was well below.
     """
-    if len(rows) < 3 * STRETCH or len(rows) % STRETCH:
+    if len(rows) < 2 * STRETCH or len(rows) % STRETCH:
         return
     stretches = [rows[at : at + STRETCH] for at in range(0, len(rows), STRETCH)]
     losses = [mean(row["loss"] for row in part if row["loss"] is not None) for part in stretches]
-    first, last, least = losses[0], losses[-1], min(losses)
-    if last > first and least < LEARNED * first:
+    begun = [row["loss"] for row in rows[:BEGUN] if row["loss"] is not None]
+    first, last, least = mean(begun or losses[:1]), losses[-1], min(losses)
+    if last > BURST * first or (last > first and least < LEARNED * first):
         raise DistilkitError(
             f"step {rows[-1]['step']}: training diverged: a loss of {last:.3f} over {STRETCH} steps, "
             f"{least:.3f} at its best, {first:.3f} at the beginning",

@@ -12,8 +12,10 @@ from accelerate import Accelerator
 from conftest import make_model, quick
 
 from distilkit import config, loop
+from distilkit.batches import Batch
 from distilkit.distill import distill
 from distilkit.encoder import Encoder, exact
+from distilkit.objectives import Loss
 from distilkit.runs import Run
 from distilkit.students import save
 
@@ -65,6 +67,28 @@ def test_a_teacher_beyond_what_fp16_holds_trains(
     assert cosines[-1] < cosines[0]
     if normalise == "false":
         assert rows[0]["l1_12"] > FULL, "the teacher is not beyond fp16: this test shows nothing"
+
+
+def test_a_loss_that_is_not_finite_changes_nothing(half: None) -> None:
+    """Of an L1 distance to what is infinite the gradient is not: the scaler alone would take the step."""
+    module = torch.nn.Linear(2, 2)
+    before = module.weight.detach().clone()
+    accelerator = loop.accelerator("cpu", "fp16")
+    settings = config.load_recipe("paper").train
+    module, optimizer = accelerator.prepare(module, loop.optimizer(module, settings))
+
+    def loss_of(module: torch.nn.Module, batch: Batch) -> Loss:
+        return Loss(total=(module(torch.ones(1, 2)) - torch.inf).abs().sum(), parts={})
+
+    clip = Batch(ids=("a",), wave_BS=torch.zeros(1, 800), lengths=(800,))
+    step = next(
+        loop.fit(
+            accelerator, module, optimizer, iter([[clip]]), loss_of, settings, start=0, steps=2
+        )
+    )
+    assert not step.updated
+    assert step.broken
+    assert torch.equal(accelerator.unwrap_model(module).weight, before)
 
 
 def test_a_step_that_overflows_is_left_out_and_noticed(half: None) -> None:

@@ -314,3 +314,40 @@ def test_a_description_that_is_none(tmp_path: Path, text: str) -> None:
     with pytest.raises(DistilkitError, match=r"run.json` is damaged: ") as caught:
         Run(tmp_path).read()
     assert caught.value.hint == "start again with a new --out"
+
+
+@pytest.mark.parametrize("link", ["checkpoints", ".lock", "metrics.jsonl", "targets"])
+def test_a_run_whose_files_are_links_that_lead_out_is_not_written_to(
+    tmp_path: Path, link: str
+) -> None:
+    """Whoever made it could have files of this computer emptied, added to or removed."""
+    run, mine = Run(tmp_path / "run"), tmp_path / "mine"
+    run.create({"run.json": "{}"})
+    mine.mkdir()
+    (mine / ".hidden").write_text("kept")
+    place = run.folder / link
+    if place.is_dir():
+        place.rmdir()
+    place.symlink_to(mine if link in ("checkpoints", "targets") else mine / ".hidden")
+    with pytest.raises(DistilkitError, match="is a link to"), run.locked():
+        run.rewind(0)
+    assert (mine / ".hidden").read_text() == "kept"
+
+
+def test_a_run_that_another_process_made_meanwhile_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path / "run")
+    date = run._date
+
+    def meanwhile(path: Path) -> None:
+        date(path)
+        run.folder.mkdir()
+        (run.folder / "run.json").write_text('{"other": 1}')
+
+    monkeypatch.setattr(run, "_date", meanwhile)
+    with pytest.raises(DistilkitError, match="cannot write") as caught:
+        run.create({"run.json": "{}"})
+    assert caught.value.hint == "another --out: another process made it meanwhile"
+    assert run.read() == {"other": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

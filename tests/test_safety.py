@@ -18,7 +18,7 @@ from hub import TOKEN, serving
 from test_recognisers import made
 from transformers import AutoModelForCTC
 
-from distilkit import recognisers
+from distilkit import errors, recognisers
 from distilkit.cli import console
 
 HERE = Path(__file__).parent
@@ -193,6 +193,20 @@ def test_no_secret_is_written_or_said(done: Path) -> None:
             assert secret.encode() not in content, f"{of} in {path.relative_to(done)}"
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("at https://ada:pass/word@hub.example/a", "at https://***@hub.example/a"),
+        ("at https://token123@hub.example/a", "at https://***@hub.example/a"),
+        ("hf_oauth_abcdefghijklmnopqrst is", "*** is"),
+        ("https://hub.example/a@b c:d", "https://hub.example/a@b c:d"),
+        ("see https://hub.example:80/owner", "see https://hub.example:80/owner"),
+    ],
+)
+def test_secrets_are_told_from_what_is_none(text: str, shown: str) -> None:
+    assert errors.without_secrets(text) == shown
+
+
 WITH_PASSWORD = f"https://ada:{SECRETS['a proxy']}@hub.example/owner/name"
 
 
@@ -211,7 +225,7 @@ def test_no_secret_is_said_of_what_goes_wrong(
     said += err
 
     def broken(*_: object, **__: object) -> None:
-        raise RuntimeError(f"{WITH_PASSWORD} {SECRETS['HF_TOKEN']}")
+        raise RuntimeError(f"{WITH_PASSWORD} {SECRETS['HF_TOKEN']} \x1b[2J")
 
     for name in ("HTTPS_PROXY", "HF_ENDPOINT"):
         monkeypatch.setenv(name, WITH_PASSWORD)
@@ -224,6 +238,7 @@ def test_no_secret_is_said_of_what_goes_wrong(
     monkeypatch.setattr("distilkit.hub.locate", broken)
     _, _, err = run("embed", speech / "a", "--model", "tiny", manner)
     assert "unexpected RuntimeError" in err
+    assert "\x1b" not in err
     said += err
     for secret in SECRETS.values():
         assert secret not in said

@@ -46,6 +46,14 @@ def test_a_run_that_does_not_diverge_goes_on(losses: tuple[float, ...]) -> None:
     check_course(rows(*losses), "train.learning_rate", 1e-3)
 
 
+def test_a_run_that_explodes_at_once_is_stopped() -> None:
+    """Its first stretch is mostly beyond all bounds, too."""
+    losses = [2.0] * 40 + [1e6] * (2 * STRETCH - 40)
+    every: training.Rows = [{"step": number, "loss": loss} for number, loss in enumerate(losses, 1)]
+    with pytest.raises(DistilkitError, match="step 200: training diverged: .* 2.000 at the beg"):
+        check_course(every, "train.learning_rate", 1e-3)
+
+
 def test_between_two_stretches_nothing_is_said() -> None:
     check_course(rows(2.0, 1.2, 1.5, 2.1)[:-1], "train.learning_rate", 1e-3)
 

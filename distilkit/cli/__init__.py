@@ -33,7 +33,7 @@ from distilkit.cli import (
     usage,
     version,
 )
-from distilkit.errors import DistilkitError, without_secrets
+from distilkit.errors import DistilkitError, harmless
 
 MANNERS = (
     "--quiet",
@@ -192,7 +192,7 @@ def _unexpected(error: Exception) -> NoReturn:
         import traceback
 
         told = "".join(traceback.format_exception(error))
-        print(without_secrets(told), end="", file=sys.stderr)
+        print(harmless(told), end="", file=sys.stderr)
         fail(DistilkitError(f"unexpected {type(error).__name__}, which is not your mistake"))
     said = (str(error).strip() or "without a word").splitlines()[0]
     fail(
