@@ -21,7 +21,7 @@ from distilkit.audio import FRAME_SAMPLES, SAMPLE_RATE, AudioError, Samples, dec
 from distilkit.data import Found, Skipped, Tracker, find, stamp, untracked
 from distilkit.errors import DistilkitError
 from distilkit.listeners import Encodes, Frames, Stream, encode_stream, in_order
-from distilkit.runs import append_line, make_parent, replacing, write_text
+from distilkit.runs import append_line, make_parent, parse_json, replacing, write_text
 
 WHOLE_SECONDS = 30.0  # recordings up to this are embedded whole
 BATCH_SECONDS = 30.0  # audio in memory at once, padding counted
@@ -255,7 +255,7 @@ def save_live(
     pieces: Iterator[Frames], path: Path, layer: str, pool: config.Pool
 ) -> tuple[int, ...]:
     """Write what `live` gives as one array, once the source has ended; its shape."""
-    make_parent(path)
+    leftovers.tidy(path)
     return _write(path, pieces, layer == "all", pool)
 
 
@@ -326,7 +326,9 @@ def _reopen(folder: Path, settings: dict[str, Any], target: Path) -> dict[str, E
     leftovers.tidy(folder / SETTINGS)
     if folder.is_dir() and any(folder.iterdir()):
         try:
-            there = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+            there = parse_json((folder / SETTINGS).read_text(encoding="utf-8"))
+            if not isinstance(there, dict):
+                raise ValueError("no settings")
         except (OSError, ValueError) as error:
             raise DistilkitError(
                 f"`{folder}` is not empty and holds no embeddings", "another --out"
@@ -344,7 +346,7 @@ def _reopen(folder: Path, settings: dict[str, Any], target: Path) -> dict[str, E
         index = folder / INDEX
         lines = index.read_text(encoding="utf-8").split("\n")[:-1] if index.is_file() else []
         write_text(index, "".join(line + "\n" for line in lines))
-        rows = [Embedded(**{**json.loads(line)}) for line in lines]
+        rows = [_embedded(line, number, index) for number, line in enumerate(lines, 1)]
         return {row.id: row for row in rows if (folder / row.output).is_file()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -354,6 +356,25 @@ def _reopen(folder: Path, settings: dict[str, Any], target: Path) -> dict[str, E
         ) from error
     write_text(folder / SETTINGS, json.dumps(settings, ensure_ascii=False, indent=2) + "\n")
     return {}
+
+
+def _embedded(line: str, number: int, index: Path) -> Embedded:
+    """What a line of the index says; nothing outside the folder is taken for an embedding."""
+    try:
+        row = Embedded(**parse_json(line))
+        texts = row.id, row.source, row.output, row.stamp
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("other values than are written")
+        place = (index.parent / row.output).resolve()
+        if not place.is_relative_to(index.parent.resolve()):
+            raise ValueError(f"`{row.output}` leads out of the folder")
+        if row.samples < 0 or any(size < 0 for size in row.shape):
+            raise ValueError("less than nothing")
+    except (ValueError, TypeError, OverflowError, OSError) as error:
+        raise DistilkitError(
+            f"`{index}` is damaged: line {number}: {error}", "another --out, or remove it"
+        ) from error
+    return row
 
 
 def _remove_if_empty(folder: Path) -> None:

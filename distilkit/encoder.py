@@ -12,7 +12,7 @@ Letters in names: B clips in a batch, S samples, T frames, L layers, C channels,
 import copy
 import ctypes
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -417,8 +417,13 @@ def scale_conv_gradients(model: Model, factor: float) -> None:
 
 def fingerprint(model: nn.Module) -> str:
     """A digest of all weights, to notice when a model is not the one that it was."""
+    return digest_of(model.state_dict())
+
+
+def digest_of(weights: Mapping[str, Tensor]) -> str:
+    """A digest of named tensors."""
     digest = hashlib.sha1(usedforsecurity=False)
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(weights.items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()

@@ -23,7 +23,7 @@ from distilkit.decode import Search, Word, decoded, following, words
 from distilkit.errors import DistilkitError
 from distilkit.listeners import HEARD_SECONDS, Hears, LogProbs, hear_stream, in_order
 from distilkit.pauses import Levels, bounded, levels, stretches, turns
-from distilkit.runs import append_line, discard, make_parent, write_text
+from distilkit.runs import append_line, discard, make_parent, parse_json, write_text
 from distilkit.tokenizers import DELIMITER, SPACE, Tokenizer
 
 Heard = tuple[LogProbs, Levels]  # of the same frames
@@ -359,8 +359,16 @@ class Begun:
         if out is None or self._file is None or not self._file.is_file():
             return
         leftovers.tidy_below(out)
-        first, *lines = self._file.read_text(encoding="utf-8").split("\n")[:-1]
-        there = json.loads(first)
+        try:
+            first, *lines = self._file.read_text(encoding="utf-8").split("\n")[:-1]
+            there, rows = parse_json(first), [parse_json(line) for line in lines]
+            if not isinstance(there, dict):
+                raise ValueError("no settings")
+            self._written = {str(name): str(stamp) for name, stamp in rows}
+        except (OSError, ValueError, TypeError) as error:
+            raise DistilkitError(
+                f"`{self._file}` is damaged: {error}", "another --out, or remove the folder"
+            ) from error
         if there != self._settings:
             changed = ", ".join(
                 f"{key} {there.get(key)} there, {value} here"
@@ -371,7 +379,6 @@ class Begun:
                 f"`{out}` holds other transcripts: {changed}", "another --out, or remove it"
             )
         write_text(self._file, "".join(f"{line}\n" for line in (first, *lines)))
-        self._written = dict(json.loads(line) for line in lines)
 
     def has(self, item: Found) -> bool:
         """Whether the transcript of a recording is there, and the recording is what it was."""

@@ -12,7 +12,7 @@ import soundfile
 import torch
 from conftest import SAYINGS, fine, make_model, voice
 from huggingface_hub.utils import filter_repo_objects
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from distilkit import config, ctc, loop, plan, recognisers, teachers, tokenizers
 from distilkit.batches import load
@@ -366,6 +366,25 @@ def test_an_adapter_loads_to_what_was_trained_and_merged_is_the_same(
     fresh.model.eval()
     (before_TK,) = recognisers.hear(fresh, [clip], "cpu")
     assert np.abs(before_TK - trained_TK).max() > 0.05  # the adapter does something
+
+
+@pytest.mark.parametrize("damage", ["a bit", "the end", "other weights"])
+def test_damaged_best_weights_are_noticed(adapted: Path, tmp_path: Path, damage: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(copied(adapted), run)
+    best = run / ctc.BEST
+    content = bytearray(best.read_bytes())
+    if damage == "other weights":
+        save_file({"a": torch.zeros(1)}, best)
+    else:
+        content[-9] ^= 1
+        best.write_bytes(content if damage == "a bit" else content[:-9])
+    with pytest.raises(DistilkitError, match=r"best.safetensors` is damaged") as caught:
+        finish(ctc.prepare([], out=run, resume=True))
+    assert caught.value.hint == f"rm {best}, and --resume: the last step's weights are taken then"
+    best.unlink()
+    finish(ctc.prepare([], out=run, resume=True))
+    assert recognisers.load(str(run / "model"))
 
 
 def test_an_adapter_is_found_by_its_hub_id(

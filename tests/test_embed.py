@@ -196,6 +196,25 @@ def test_what_is_done_is_kept(
         embed([folder], encoder(), out=out, name="m", pool="mean")
     with pytest.raises(DistilkitError, match="model m there, other here"):
         embed([folder], encoder(), out=out, name="other")
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    index = out / "embeddings.jsonl"
+    lines = index.read_text().splitlines()
+    row = json.loads(lines[1])
+    for line in (
+        json.dumps(row | {"output": "../secret"}),
+        json.dumps(row | {"output": str(secret)}),
+        json.dumps(row | {"samples": 3}),
+        json.dumps(row | {"id": 3}),
+        json.dumps(row | {"shape": "49"}),
+        "[]", "torn {",
+    ):  # fmt: skip
+        index.write_text("\n".join([lines[0], line, *lines[2:]]) + "\n")
+        with pytest.raises(DistilkitError, match=r"embeddings.jsonl` is damaged: line 2: "):
+            embed([folder], encoder(), out=out, name="m")
+    (out / "embeddings.json").write_text("[]")
+    with pytest.raises(DistilkitError, match="not empty and holds no embeddings"):
+        embed([folder], encoder(), out=out, name="m")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "diary.txt").write_text("x")
     with pytest.raises(DistilkitError, match="not empty and holds no embeddings"):

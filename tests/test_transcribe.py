@@ -302,8 +302,12 @@ def test_a_folder_of_transcripts_is_gone_on_with(
     if 0 < after < 5:
         with pytest.raises(DistilkitError, match="holds other transcripts: model m there, n here"):
             transcribe.Begun(out, {"model": "n"}, found)
-        with (out / transcribe.BEGUN).open("a") as file:
-            file.write('["half')
+        journal = (out / transcribe.BEGUN).read_text()
+        for damaged in ("", "[]\n", "{\n", journal + '{"a": 1}\n', journal + "[1]\n"):
+            (out / transcribe.BEGUN).write_text(damaged)
+            with pytest.raises(DistilkitError, match="is damaged"):
+                transcribe.Begun(out, {"model": "n"}, found)
+        (out / transcribe.BEGUN).write_text(journal + '["half')
     written = {path: path.stat().st_mtime_ns for path in out.rglob("*.txt")}
     heard.clear()
     work(out)

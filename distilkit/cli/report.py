@@ -34,6 +34,7 @@ def report(
 
     `distilkit report runs/my_audio`
     """
+    from distilkit import leftovers
     from distilkit.cli import console
     from distilkit.errors import DistilkitError
     from distilkit.runs import MALFORMED, Run, make_parent
@@ -44,6 +45,7 @@ def report(
         raise DistilkitError(f"`{out}` is there already", "another --out")
     if out is not None:
         make_parent(out)
+        leftovers.tidy(out)
 
     from distilkit import report as writing
 

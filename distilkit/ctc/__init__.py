@@ -5,9 +5,10 @@ steps; `finetune` is both in one call.
 """
 
 import importlib.metadata
+import shlex
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from lhotse import MonoCut
-from torch import nn
+from torch import Tensor, nn
 
 from distilkit import (
     __version__,
@@ -37,6 +38,7 @@ from distilkit.audio import frames
 from distilkit.ctc.loss import loss_function, told
 from distilkit.ctc.trainee import Trainee, assemble, groups
 from distilkit.data import Skipped, splits, transcripts
+from distilkit.encoder import digest_of
 from distilkit.errors import DistilkitError
 from distilkit.hub import default_model
 from distilkit.noise import recordings
@@ -397,20 +399,37 @@ def diagnosis(rows: Rows, plan: plan.Plan, recipe: config.CtcRecipe) -> tuple[st
 def _keep(trainee: Trainee, path: Path) -> None:
     from safetensors.torch import save_file
 
+    weights = {name: value.detach().cpu().contiguous() for name, value in trainee.weights().items()}
     with replacing(path) as beside:
-        save_file(
-            {name: value.detach().cpu().contiguous() for name, value in trainee.weights().items()},
-            beside,
-        )
+        save_file(weights, beside, metadata={"digest": digest_of(weights)})
+
+
+def _kept(path: Path, wanted: Set[str]) -> dict[str, Tensor]:
+    """The best weights.
+
+    Raises:
+        DistilkitError: they are damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            told = (file.metadata() or {}).get("digest")
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if found.keys() != wanted:
+            raise ValueError("other weights than are trained")
+        if told is not None and told != digest_of(found):
+            raise ValueError("its numbers are not those that were written")
+    except (SafetensorError, ValueError, OSError) as error:
+        hint = f"rm {shlex.quote(str(path))}, and --resume: the last step's weights are taken then"
+        raise DistilkitError(f"`{path}` is damaged: {error}", hint) from error
+    return found
 
 
 def _finish(job: Job, trainee: Trainee) -> None:
-    from safetensors.torch import load_file
-
     folder, rows = job.run.folder, job.run.rows("metrics.jsonl")
     if (folder / BEST).is_file():
-        kept = load_file(folder / BEST)
-        assert kept.keys() == trainee.weights().keys()
+        kept = _kept(folder / BEST, trainee.weights().keys())
         trainee.load_state_dict(kept, strict=False)  # what is frozen is as it was
     trainee.eval()
     write = partial(
