@@ -427,7 +427,7 @@ class Run:
         return None
 
     def _checkpoints(self) -> list[Path]:
-        return sorted((self.folder / "checkpoints").glob("step-*"))
+        return sorted((self.folder / "checkpoints").glob(f"step-{'[0-9]' * 8}"))
 
 
 def _step(checkpoint: Path) -> int:

@@ -18,13 +18,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from lhotse import MonoCut
+from safetensors import SafetensorError
 from torch import nn
 
 from distilkit import batches, config, data, leftovers, loop, plan
 from distilkit.batches import Batch
 from distilkit.errors import DistilkitError
 from distilkit.objectives import Loss
-from distilkit.runs import CHECKPOINTS, Run, discard, free_folder, newest_run
+from distilkit.runs import CHECKPOINTS, MALFORMED, Run, discard, free_folder, newest_run
 
 NEW = {  # how runs are begun
     "distill": "distilkit distill AUDIO",
@@ -160,7 +161,8 @@ def steps(
     first = accelerator.is_main_process  # of several processes, the one that writes
     plan.cap(decided.device, recipe.train)
     module, optimizer = accelerator.prepare(made.module, made.optimizer)
-    start, room = _put_back(run, accelerator, module, optimizer, made, resumed)
+    with reading(run):
+        start, room = _put_back(run, accelerator, module, optimizer, made, resumed)
     rows = run.rows("metrics.jsonl")
     if enough(rows):
         return accelerator.unwrap_model(module)  # type: ignore[no-any-return]
@@ -276,6 +278,26 @@ def agreed(decided: plan.Plan) -> tuple[plan.Plan, Accelerator]:
     if followed.precision != decided.precision:
         accelerator = loop.accelerator(followed.device, followed.precision)
     return followed, accelerator
+
+
+@contextmanager
+def reading(run: Run) -> Iterator[None]:
+    """One error where what a run's files say makes no sense, though each of them may be whole.
+
+    Raises:
+        DistilkitError: that, and what it was.
+    """
+    try:
+        yield
+    except (*MALFORMED, OSError, RuntimeError, SafetensorError) as error:
+        if batches.out_of_memory(error):
+            raise
+        said = str(error).strip().partition("\n")[0] or type(error).__name__
+        if isinstance(error, KeyError):
+            said = f"`{error.args[0]}` is missing"
+        raise DistilkitError(
+            f"what `{run.folder}` holds is damaged: {said}", "start a new run with another --out"
+        ) from error
 
 
 def check_course(rows: Rows, name: str, rate: float) -> None:

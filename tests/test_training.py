@@ -1,6 +1,8 @@
 """The course of a run: what is left out, what ends it, and what it goes on from."""
 
 import json
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,80 @@ def test_a_run_that_explodes_at_once_is_stopped() -> None:
     every: training.Rows = [{"step": number, "loss": loss} for number, loss in enumerate(losses, 1)]
     with pytest.raises(DistilkitError, match="step 200: training diverged: .* 2.000 at the beg"):
         check_course(every, "train.learning_rate", 1e-3)
+
+
+@pytest.fixture(scope="module")
+def stopped(speech: Path, teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped after its first checkpoint."""
+    out = tmp_path_factory.mktemp("stopped") / "run"
+    recipe = quick("train.steps=4", "train.checkpoint_every=2", "targets.store=none")
+    job = prepare([speech], teacher=str(teacher_folder), out=out, recipe=recipe)
+    done: list[int] = []
+    for step in train(job, lambda: len(done) >= 2):
+        done.append(step.number)
+    assert (out / "checkpoints").is_dir()
+    return out
+
+
+def changed(file: str, **values: object) -> Callable[[Path], None]:
+    """Other values in a JSON file; None takes one away."""
+
+    def change(run: Path) -> None:
+        told = {**json.loads((run / file).read_text()), **values}
+        (run / file).write_text(json.dumps({k: v for k, v in told.items() if v is not None}))
+
+    return change
+
+
+def written(file: str, content: bytes) -> Callable[[Path], None]:
+    return lambda run: (run / file).write_bytes(content) and None
+
+
+def checkpoint(
+    change: Callable[[dict[str, torch.Tensor], dict[str, Any]], None],
+) -> Callable[[Path], None]:
+    """Another checkpoint, with a right digest."""
+
+    def write(run: Path) -> None:
+        found = Run(run).load_checkpoint()
+        assert found is not None
+        tensors, state = found
+        change(tensors, state)
+        for path in (run / "checkpoints").iterdir():
+            shutil.rmtree(path)
+        Run(run).save_checkpoint(state["step"], tensors, state)
+
+    return write
+
+
+CRAFTED = {
+    "no recipe": lambda run: (run / "recipe.toml").unlink(),
+    "no TOML": written("recipe.toml", b"[["),
+    "no UTF-8": written("recipe.toml", b"\xff\xfe"),
+    "no plan": changed("run.json", plan=None),
+    "a plan of another kind": changed("run.json", plan=[1]),
+    "no audio": changed("run.json", audio=None),
+    "a teacher that is a name": changed("run.json", teacher="tiny"),
+    "no student": changed("run.json", student=None),
+    "a row without a step": written("metrics.jsonl", b'{"loss": 1.0}\n'),
+    "a tensor less": checkpoint(lambda tensors, _: tensors.__delitem__(next(iter(tensors)))),
+    "an optimizer's odd name": checkpoint(
+        lambda tensors, _: tensors.update({"optimizer.x": torch.zeros(1)})
+    ),
+    "room that is a text": checkpoint(lambda _, state: state.update(room="much")),
+}
+
+
+@pytest.mark.parametrize("damage", CRAFTED)
+def test_a_run_whose_files_make_no_sense_is_one_error(
+    stopped: Path, tmp_path: Path, damage: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(stopped, run)
+    (run / "checkpoints" / "step-old").mkdir()
+    CRAFTED[damage](run)
+    with pytest.raises(DistilkitError, match="damaged"):
+        list(train(prepare([], out=run, resume=True)))
 
 
 def test_between_two_stretches_nothing_is_said() -> None:

@@ -103,7 +103,8 @@ def prepare(
     settings = recipe or config.load_recipe(DEFAULT_RECIPE, kind=config.CtcRecipe)
     run = training.place(transcribed, out, resume, kind="finetune-ctc", suffix="-ctc")
     if resume and run.exists:
-        return _reopen(run, transcribed, merge)
+        with training.reading(run):
+            return _reopen(run, transcribed, merge)
     hint = "distilkit finetune-ctc DATA --tokenizer DIR"
     if not transcribed:
         raise DistilkitError(f"`{run.folder}` holds no run to resume", hint)

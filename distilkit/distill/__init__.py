@@ -73,7 +73,8 @@ def prepare(
     settings = recipe or config.load_recipe(DEFAULT_RECIPE)
     run = training.place(audio, out, resume, kind="distill")
     if resume and run.exists:
-        return _reopen(run, audio)
+        with training.reading(run):
+            return _reopen(run, audio)
     if not audio:
         raise DistilkitError(f"`{run.folder}` holds no run to resume", "distilkit distill AUDIO")
     run.check_free()

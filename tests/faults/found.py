@@ -1,4 +1,4 @@
-"""What hostile input, fuzzing and the tests of safety found: every defect with the test that keeps it mended.
+"""What hostile input, fuzzing, the tests of safety and reading found: every defect with the test that keeps it mended.
 
 python tests/faults/found.py --record
 """
@@ -41,6 +41,17 @@ DEFECTS = {  # one root cause each; the test is `file::function`
     "OpenVINO told its maker": "test_export::test_openvino_tells_its_maker_nothing",
     "passwords in errors and logs": "test_safety::test_no_secret_is_said_of_what_goes_wrong",
     "file names that move the terminal": "test_safety::test_no_name_moves_the_terminal",
+    "links in a run that lead out were followed, written to and cleared": "test_runs::test_a_run_whose_files_are_links_that_lead_out_is_not_written_to",
+    "a run that another process had just made was replaced": "test_runs::test_a_run_that_another_process_made_meanwhile_stays",
+    "exported graphs said where code lay": "test_export::test_no_graph_says_where_code_lay",
+    "links in exports were pushed": "test_push::test_a_link_that_leads_out_is_not_sent",
+    "steps whose loss is infinite were taken in fp16": "test_half::test_a_loss_that_is_not_finite_changes_nothing",
+    "runs that exploded at once went on": "test_training::test_a_run_that_explodes_at_once_is_stopped",
+    "runs whose files make no sense": "test_training::test_a_run_whose_files_make_no_sense_is_one_error",
+    "lists of embeddings that name other files": "test_embed::test_what_is_done_is_kept",
+    "lists of transcripts that say other things": "test_transcribe::test_a_folder_of_transcripts_is_gone_on_with",
+    "damaged best weights went into the result": "test_ctc::test_damaged_best_weights_are_noticed",
+    "tokens in addresses": "test_safety::test_secrets_are_told_from_what_is_none",
 }  # fmt: skip
 
 
