@@ -47,15 +47,23 @@ WRITING = {
     "tokenizer": "tokenizer {said} --out {locked}/tokens",
     "convert": "convert {teacher} --out {locked}/model",
     "recipe": "recipes copy paper {locked}/mine.toml",
+    "lm": "lm {said} --tokenizer {letters} --out {locked}/words.arpa",
+    "layers": "layers {speech} --model {teacher} --out {locked}/pictures",
+    "transcribe": "transcribe {said} --model {hears} --out {locked}/texts",
+    "transcribe one file": "transcribe {said}/clip00.flac --model {hears} --out {locked}/a.txt",
+    "evaluate": "evaluate {said} --model {hears} --out {locked}/each.jsonl",
+    "report": "report {trained} --out {locked}/page.html",
 }
 
 
 @pytest.mark.parametrize("name", WRITING)
 def test_a_folder_that_cannot_be_written(
     name: str, run: Run, home: Path, monkeypatch: pytest.MonkeyPatch,
-    speech: Path, transcribed: Path, teacher_folder: Path, letters: Path,
+    speech: Path, transcribed: Path, teacher_folder: Path, letters: Path, tuned: Path,
 ) -> None:  # fmt: skip
     places = {
+        "hears": shared(tuned / "model", home / "hears"),
+        "trained": shared(tuned, home / "trained"),
         "speech": shared(speech, home / "speech"),
         "said": shared(transcribed, home / "said"),
         "teacher": shared(teacher_folder, home / "teacher"),
@@ -65,7 +73,8 @@ def test_a_folder_that_cannot_be_written(
     places["locked"].mkdir(mode=0o555)
     monkeypatch.chdir(home)
     words = WRITING[name].format(**places).split()
-    importlib.import_module("multiprocessing.pool")  # others may not read every Python
+    for module in ("multiprocessing.pool", "matplotlib.font_manager", "matplotlib.figure"):
+        importlib.import_module(module)  # others may not read every Python
     with unprivileged():
         code, out, err = run(*words)
     assert (code, out) == (1, ""), err
