@@ -403,8 +403,9 @@ def attempt(made: Parts, accelerator: Accelerator, cuts: Sequence[MonoCut]) -> p
 def _forget_trials() -> None:
     """What trials took on a GPU counts no more."""
     gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def measure(
