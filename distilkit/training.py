@@ -403,7 +403,7 @@ def attempt(made: Parts, accelerator: Accelerator, cuts: Sequence[MonoCut]) -> p
 def _forget_trials() -> None:
     """What trials took on a GPU counts no more."""
     gc.collect()
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 
