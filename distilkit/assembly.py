@@ -137,9 +137,8 @@ def build(
         scale_conv_gradients(student.model, recipe.train.conv_gradient_scale)
     width = teacher.width if teacher else existing.target_width if existing else 0
     heads, layers = _heads(student, width, recipe.objective)
-    if (
-        max(layers) < student.depth
-    ):  # nothing trains what is above: several processes would wait for it
+    if max(layers) < student.depth:
+        # Nothing trains what is above, and several processes would wait for its gradients.
         above = [*student.model.encoder.layers[max(layers) :]]
         if student.model.config.do_stable_layer_norm:
             above.append(student.model.encoder.layer_norm)

@@ -30,9 +30,6 @@ IN_MEMORY, CHECKPOINTING = "in memory at once", "gradient checkpointing"
 MOST_WORKERS = 8  # processes that load audio beside a GPU
 LEAST_PASSES = 2.0  # over the audio from which on targets are kept
 DISK_SHARE = 0.5  # of what is free on the disk, for targets
-LOCAL_RANK = int(
-    os.environ.get("LOCAL_RANK", "0")
-)  # torchrun's number of this process, on its machine
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
@@ -82,8 +79,9 @@ def device(settings: config.Train) -> tuple[str, str]:
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
     }
-    if present["cuda"] and 0 <= LOCAL_RANK < torch.cuda.device_count():
-        torch.cuda.set_device(LOCAL_RANK)  # of several processes each has its own
+    place = os.environ.get("LOCAL_RANK", "")  # torchrun's number of this process, on its machine
+    if present["cuda"] and place.isdecimal() and int(place) < torch.cuda.device_count():
+        torch.cuda.set_device(int(place))  # of several processes each has its own
     if settings.device != "auto":
         if not present[settings.device]:
             raise DistilkitError(f"no `{settings.device}` device here", "--set train.device=auto")

@@ -279,10 +279,8 @@ class Run:
             DistilkitError: another process holds it, and which; or a link in it leads out.
         """
         path = self.folder / ".lock"
-        for place in (
-            self.folder,
-            self.folder / "checkpoints",
-        ):  # whose files are written, and removed
+        # Where files are written, and removed.
+        for place in (self.folder, self.folder / "checkpoints"):
             if place.is_dir():
                 enclosed(place)
         try:

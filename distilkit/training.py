@@ -34,10 +34,8 @@ NEW = {  # how runs are begun
 MEASURED = 100.0  # seconds of audio whose steps a plan takes
 STRETCH = 100  # steps whose mean loss is looked at
 BEGUN = 20  # steps that say where a run began
-BURST = 10.0  # times the loss that it began with, from which on a run has diverged, learned or not
-LEARNED = (
-    0.9  # of the loss that it began with: what a run came below before it can be said to diverge
-)
+BURST = 10.0  # times that loss, or 1 where it was less: beyond, a run has diverged, learned or not
+LEARNED = 0.9  # of that loss: what a run came below before it can be said to lose all it learned
 Rows = list[dict[str, Any]]  # of metrics.jsonl
 
 
@@ -161,8 +159,7 @@ def steps(
     first = accelerator.is_main_process  # of several processes, the one that writes
     plan.cap(decided.device, recipe.train)
     module, optimizer = accelerator.prepare(made.module, made.optimizer)
-    with reading(run):
-        start, room = _put_back(run, accelerator, module, optimizer, made, resumed)
+    start, room = _put_back(run, accelerator, module, optimizer, made, resumed)
     rows = run.rows("metrics.jsonl")
     if enough(rows):
         return accelerator.unwrap_model(module)  # type: ignore[no-any-return]
@@ -248,14 +245,16 @@ def _put_back(
 
     What came after it is forgotten.
     """
-    saved = run.load_checkpoint() if resumed else None
     start, room = 0, loop.Room()
-    if saved is not None:
-        loop.restore(accelerator, module, optimizer, *saved, given=made.given)
-        start = int(saved[1]["step"])
-        room.seconds = float(saved[1].get("room", room.seconds))
+    with reading(run):
+        saved = run.load_checkpoint() if resumed else None
+        if saved is not None:
+            loop.restore(accelerator, module, optimizer, *saved, given=made.given)
+            start = int(saved[1]["step"])
+            room.seconds = float(saved[1].get("room", room.seconds))
+        if accelerator.is_main_process:
+            run.rewind(start)
     if accelerator.is_main_process:
-        run.rewind(start)
         for older in sorted((run.folder / "checkpoints").glob("step-*"))[:-CHECKPOINTS]:
             discard(older)  # what ended in the midst of that left part of it
     accelerator.wait_for_everyone()
@@ -284,13 +283,16 @@ def agreed(decided: plan.Plan) -> tuple[plan.Plan, Accelerator]:
 def reading(run: Run) -> Iterator[None]:
     """One error where what a run's files say makes no sense, though each of them may be whole.
 
+    Disks, rights, devices and other processes that fail are what they are.
+
     Raises:
         DistilkitError: that, and what it was.
     """
     try:
         yield
-    except (*MALFORMED, OSError, RuntimeError, SafetensorError) as error:
-        if batches.out_of_memory(error):
+    except (*MALFORMED, FileNotFoundError, RuntimeError, SafetensorError) as error:
+        elsewhere = isinstance(error, RuntimeError) and type(error).__module__ != "builtins"
+        if elsewhere or batches.out_of_memory(error):
             raise
         said = str(error).strip().partition("\n")[0] or type(error).__name__
         if isinstance(error, KeyError):
@@ -301,10 +303,10 @@ def reading(run: Run) -> Iterator[None]:
 
 
 def check_course(rows: Rows, name: str, rate: float) -> None:
-    """Refuse to go on where all that was learned is lost again.
+    """Refuse to go on where all that was learned is lost again, or the loss explodes.
 
-    Looked at every `STRETCH` steps: the mean loss of the last ones against that of the first ones. A run that
-    never learned anything is left alone.
+    Looked at every `STRETCH` steps: their mean loss against that of the first `BEGUN` ones. A run that never
+    learned anything, and does not explode, is left alone.
 
     Args:
         rows: of metrics.jsonl, up to now.
@@ -312,7 +314,7 @@ def check_course(rows: Rows, name: str, rate: float) -> None:
         rate: what it is at its peak.
 
     Raises:
-        DistilkitError: the loss is above where it began, and was well below.
+        DistilkitError: the loss is above where it began, and was well below; or it is many times that.
     """
     if len(rows) < 2 * STRETCH or len(rows) % STRETCH:
         return
@@ -320,7 +322,7 @@ def check_course(rows: Rows, name: str, rate: float) -> None:
     losses = [mean(row["loss"] for row in part if row["loss"] is not None) for part in stretches]
     begun = [row["loss"] for row in rows[:BEGUN] if row["loss"] is not None]
     first, last, least = mean(begun or losses[:1]), losses[-1], min(losses)
-    if last > BURST * first or (last > first and least < LEARNED * first):
+    if last > BURST * max(first, 1.0) or (last > first and least < LEARNED * first):
         raise DistilkitError(
             f"step {rows[-1]['step']}: training diverged: a loss of {last:.3f} over {STRETCH} steps, "
             f"{least:.3f} at its best, {first:.3f} at the beginning",

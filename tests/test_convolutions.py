@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,17 @@ def test_bf16_is_not_tried_where_it_is_not_there(
     assert convolutions.has_bf16()
 
 
-def test_a_product_is_timed_in_both() -> None:
-    assert convolutions._seconds(torch.float32) > 0
-    assert convolutions._seconds(torch.bfloat16) > 0
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_a_product_is_timed_in_its_own_arithmetic(
+    kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    product, seen = torch.mm, []
+
+    def slow(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.05)
+        seen.append(product(one, other))
+        return seen[-1]
+
+    monkeypatch.setattr(torch, "mm", slow)
+    assert convolutions._seconds(kind) > 0.05
+    assert [(found.dtype, *found.shape) for found in seen] == [(kind, 1024, 768)]

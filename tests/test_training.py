@@ -130,6 +130,20 @@ def test_a_run_whose_files_make_no_sense_is_one_error(
         list(train(prepare([], out=run, resume=True)))
 
 
+def test_a_run_that_began_with_next_to_nothing_may_have_ten_times_that() -> None:
+    """As a recogniser that is trained further on other people."""
+    every: training.Rows = [{"step": n, "loss": 0.02 if n < 21 else 0.3} for n in range(1, 201)]
+    check_course(every, "train.learning_rate", 1e-3)
+
+
+def test_what_is_no_damage_is_not_called_that(tmp_path: Path) -> None:
+    """A full disk, rights, a GPU or another process that failed."""
+    run = Run(tmp_path / "run")
+    for error in (PermissionError(13, "no"), OSError(28, "full"), torch.distributed.DistError("gone"), MemoryError()):  # fmt: skip
+        with pytest.raises(type(error)), training.reading(run):
+            raise error
+
+
 def test_between_two_stretches_nothing_is_said() -> None:
     check_course(rows(2.0, 1.2, 1.5, 2.1)[:-1], "train.learning_rate", 1e-3)
 

@@ -194,9 +194,8 @@ def _facts(
         "onnx": onnx.__version__,
     }
     if recogniser:
-        tokens, size = recogniser.tokenizer.tokens, int(model.config.vocab_size)
         facts |= {
-            "tokens": tokens + [""] * (size - len(tokens)),
+            "tokens": recogniser.tokenizer.tokens[: int(model.config.vocab_size)],
             "blank": recogniser.tokenizer.blank,
             "text": recogniser.tokenizer.text.model_dump(),
         }
