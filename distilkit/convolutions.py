@@ -29,6 +29,11 @@ def arithmetic(given: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else given.dtype
 
 
+def on_cpu(given: Tensor) -> bool:
+    """Whether a processor computes with it, for which all of this is; elsewhere torch has its own ways."""
+    return given.device.type == "cpu"
+
+
 def has_bf16() -> bool:
     """Whether this processor has instructions for products in bf16, by its flags; only Linux tells."""
     if not FLAGS.is_file():
@@ -66,7 +71,7 @@ class LeanConv(nn.Conv1d):
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if input.device.type != "cpu" or torch.compiler.is_exporting():
+        if not on_cpu(input) or torch.compiler.is_exporting():
             return self._stock(input, weight, bias)
         low, grouped = arithmetic(input), self.groups > 1
         if low == torch.float16:

@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from transformers.models.hubert.modeling_hubert import HubertFeatureEncoder
 
-from distilkit.convolutions import arithmetic
+from distilkit.convolutions import arithmetic, on_cpu
 
 ON_CPU, ON_GPU = 512, 1024  # frames of a block: 10 s and 20 s
 LEAST = 32  # frames, where there are but few sizes of blocks
@@ -116,9 +116,8 @@ def _blocks(frames: int, wave: Tensor) -> list[int]:
 
     For bf16 oneDNN makes code anew for every size of a product, on a processor, so there are few.
     """
-    on_cpu = wave.device.type == "cpu"
-    size, found = (ON_CPU, list[int]()) if on_cpu else (ON_GPU, [])
-    few = on_cpu and arithmetic(wave) == torch.bfloat16
+    size, found = (ON_CPU, list[int]()) if on_cpu(wave) else (ON_GPU, [])
+    few = on_cpu(wave) and arithmetic(wave) == torch.bfloat16
     while frames > 0:
         while few and LEAST < size > frames:
             size //= 2
@@ -166,8 +165,7 @@ def _begun_normed(
             parts[own, column] = seen_NK[own]
         seen_NK = parts.flatten(1)
     # In the order that the next convolution takes: channels last on a processor.
-    on_cpu = wave_S.device.type == "cpu"
-    hidden = (seen_NK @ taps_KC).T if on_cpu else taps_KC.T @ seen_NK.T
+    hidden = (seen_NK @ taps_KC).T if on_cpu(wave_S) else taps_KC.T @ seen_NK.T
     found: Tensor = second.conv(first.activation(hidden[None]))
     return found
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from conftest import make_model, voice
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distilkit import front
+from distilkit import convolutions, front
 from distilkit.encoder import exact
 
 LENGTHS = (16_000, 16_000, 9_000, 12_345, 12_345, 12_345, 4_000)
@@ -33,12 +34,22 @@ def gradients(module: nn.Module, outputs: list[Tensor]) -> dict[str, Tensor]:
     return {name: weight.grad for name, weight in module.named_parameters()}  # type: ignore[misc]
 
 
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every way that is taken there, computed here."""
+    for module in (front, convolutions):
+        monkeypatch.setattr(module, "on_cpu", lambda given: False)
+
+
+@pytest.mark.parametrize("gpu", [False, True])
 @pytest.mark.parametrize("block", [256, 64, 7])
 @pytest.mark.parametrize("norm", ["group", "layer"])
 def test_the_numbers_and_gradients_of_each_clip_alone(
-    norm: str, block: int, monkeypatch: pytest.MonkeyPatch
+    norm: str, block: int, gpu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(front, "ON_CPU", block)  # several clips in one, or several for a clip
+    if gpu:
+        as_on_a_gpu(monkeypatch)
+    # Several clips in one, or several for a clip.
+    monkeypatch.setattr(front, "ON_GPU" if gpu else "ON_CPU", block)
     stock, ours = pair(norm)
     wave_BS = waves(LENGTHS)
     ours.lengths = list(LENGTHS)
@@ -54,9 +65,24 @@ def test_the_numbers_and_gradients_of_each_clip_alone(
         torch.testing.assert_close(found, wanted_of[name], rtol=1e-4, atol=1e-5 * largest, msg=name)
 
 
+@pytest.mark.parametrize("norm", ["group", "layer"])
+def test_all_that_is_made_on_a_gpu_is_there(norm: str) -> None:
+    """Tensors without numbers, which know where they are: those of two places cannot be mixed."""
+    with FakeTensorMode(), torch.device("cuda"):
+        ours = exact(make_model(feat_extract_norm=norm).train()).feature_extractor
+        ours.lengths = list(LENGTHS)
+        found = ours(torch.empty(len(LENGTHS), max(LENGTHS)))
+        assert (found.device.type, found.shape) == ("cuda", (7, 16, 49))
+
+
+@pytest.mark.parametrize("gpu", [False, True])
 @pytest.mark.parametrize("offset", [0, 0.3])
 @pytest.mark.parametrize("norm", ["group", "layer"])
-def test_bf16_is_as_near_to_fp32_as_the_stock_ones(norm: str, offset: float) -> None:
+def test_bf16_is_as_near_to_fp32_as_the_stock_ones(
+    norm: str, offset: float, gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if gpu:
+        as_on_a_gpu(monkeypatch)
     stock, ours = pair(norm)
     wave_BS = waves((16_000, 16_000)) + offset
     found = []
