@@ -3,6 +3,7 @@
 What is written holds the same weights, to the bit, in fp32.
 """
 
+import io
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -208,7 +209,9 @@ def _s3prl(encoder: Encoder, checkpoint: Checkpoint, file: Path, name: str) -> l
         "Optimizer": {},
         "Args": {},
     }
-    torch.save(content, file)
+    made = io.BytesIO()  # where torch itself writes, it says of a full disk `unexpected pos`
+    torch.save(content, made)
+    file.write_bytes(made.getbuffer())
     return notes
 
 

@@ -9,6 +9,7 @@ import os
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -477,18 +478,25 @@ def draw(
         frame = Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, edgecolor="red", linewidth=1.8)
         axes.add_patch(frame).set_clip_on(False)
     paths = [folder / picture for picture in PICTURES]
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for path in (folder, *paths):
+        leftovers.tidy(path)
     with (
         # The same file every time, with words that can be searched.
         matplotlib.rc_context({"svg.hashsalt": "distilkit", "svg.fonttype": "none"}),
         warnings.catch_warnings(action="ignore"),  # of letters that the font lacks
+        ExitStack() as whole,  # all are drawn before the first is put in its place
     ):
-        for path in paths:
+        if folder.is_dir():
+            places = [whole.enter_context(replacing(path)) for path in paths]
+        else:
+            beside = whole.enter_context(replacing(folder, new=True))
+            beside.mkdir()
+            places = [beside / picture for picture in PICTURES]
+        for path, place in zip(paths, places, strict=True):
             form = path.suffix[1:]
             metadata = {"Date": None} if form == "svg" else {}
-            leftovers.tidy(path)
-            with replacing(path) as beside:
-                figure.savefig(beside, format=form, dpi=150, metadata=metadata)
+            figure.savefig(place, format=form, dpi=150, metadata=metadata)
     return paths
 
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import resource
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -151,6 +153,23 @@ def test_a_run_becomes_a_checkpoint_of_s3prl(
     assert checkpoint.head_layers == (4, 8, 12)[:count]
     assert checkpoint.heads is not None
     assert all(torch.equal(checkpoint.heads[name], tensor) for name, tensor in heads.items())
+
+
+def test_a_full_disk_is_called_that_where_s3prls_file_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which torch, given a name to write to, calls `unexpected pos`."""
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.getsignal(signal.SIGXFSZ)
+    run_folder(tmp_path / "run", head_weights(3))
+    try:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        with pytest.raises(DistilkitError, match=r"cannot write `.*a.ckpt`: File too large"):
+            convert.convert(str(tmp_path / "run"), tmp_path / "a.ckpt", "s3prl")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_settings_are_those_of_s3prls_own_files(tmp_path: Path) -> None:

@@ -2,10 +2,13 @@
 
 # ruff: noqa: F811  (`run` is a fixture)
 
+import errno
 import io
 import json
+import os
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -383,6 +386,37 @@ def test_pictures(run: Run, speech: Path, teacher_folder: Path, student_folder: 
     code, out, err = run("layers", speech, "--model", teacher_folder, "--out", "one")
     assert (code, out) == (1, "")
     assert err == "error: `one/layers.png` exists\n\nhint: another --out\n"
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_pictures_come_together(
+    run: Run,
+    speech: Path,
+    teacher_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    there: bool,
+) -> None:
+    from matplotlib.figure import Figure
+
+    drawn, real = list[str](), Figure.savefig
+
+    def full(figure: Figure, place: Path, **more: Any) -> None:
+        drawn.append(more["format"])
+        if len(drawn) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(figure, place, **more)
+
+    asked = ("layers", speech, "--model", teacher_folder, "--out", "own/one")
+    if there:
+        Path("own/one").mkdir(parents=True)
+    monkeypatch.setattr(Figure, "savefig", full)
+    code, _, err = run(*asked)
+    assert (code, drawn) == (1, ["png", "svg"])
+    assert re.search(r"error: cannot write `own/one(/layers.svg)?`: No space left on device", err)
+    assert not [path for path in Path("own").rglob("*") if path != Path("own/one")]
+    assert run(*asked)[0] == 0
+    assert sorted(path.name for path in Path("own/one").iterdir()) == ["layers.png", "layers.svg"]
 
 
 def test_pictures_without_matplotlib(

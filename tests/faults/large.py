@@ -2,7 +2,7 @@
 
 Everything is generated. Real commands run on it in processes of their own; told are the seconds until the audio was
 read, until the first optimizer step, and in all, and the memory of all their processes, second by second: the most of
-it, and its most in each quarter of the time, which says whether it grows.
+it, and its most in each quarter of the time, which says whether it grows. What is beyond `MOST` is a failure.
 
 python tests/faults/large.py [--part files long manifest] [--hours 24] [--files 50000] [--lines 1000000]
     [--scratch FOLDER] [--record]
@@ -33,6 +33,17 @@ RATE = 16_000
 STEPS = 5  # that are taken of a training
 DISTIL = ("--teacher", "tiny", "--set", "targets.store=none")
 MINUTES = 10  # of different sound; files begin anywhere in it
+MOST = {  # GiB, seconds until the audio was read or all is done, and until the first step, of two cores
+    "inspect": (0.5, 300, None),
+    "plan": (2.0, 600, None),
+    "distill": (2.5, 300, 450),
+    "embed": (1.5, None, None),
+    "transcribe": (1.5, None, None),
+    "tokenizer": (2.0, 300, None),
+    "finetune-ctc": (3.5, 450, 600),
+    "resume": (3.5, 300, 450),
+}
+GROWS = 1.25  # from the second quarter to the last, of what works through audio
 WORDS = ("see", "the", "bee", "keep", "a", "tree", "no", "book", "keeper", "knows", "tall")
 
 
@@ -207,14 +218,36 @@ def steps(run: Path) -> int:
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
+def beyond(what: str, values: dict[str, Any]) -> list[str]:
+    """What is more than it may be, of one thing that was measured."""
+    command = what.partition(" ")[0]
+    memory, seconds, first = MOST[command]
+    found = []
+    if values["peak_gib"] > memory:
+        found.append(f"{what}: {values['peak_gib']} GiB, {memory} at most")
+    took = values.get("read_seconds", values["seconds"])
+    if seconds and (took is None or took > seconds):
+        found.append(f"{what}: read in {took} s, {seconds} at most")
+    if first and not 0 < values["first_step_seconds"] <= first:
+        found.append(f"{what}: first step after {values['first_step_seconds']} s, {first} at most")
+    _, second, _, last = values["quarters_gib"]
+    if command in ("embed", "transcribe") and last > GROWS * second:
+        found.append(f"{what}: grows from {second} to {last} GiB")
+    return found
+
+
 class Large:
     """What is generated, where, and what was measured."""
 
     def __init__(self, asked: argparse.Namespace, scratch: Path) -> None:
         self.asked, self.scratch, self.cache = asked, scratch, scratch / "cache"
+        self.problems: list[str] = []
 
     def keep(self, what: str, **values: Any) -> None:
         print(json.dumps({"what": what, **values}), flush=True)
+        self.problems += (found := beyond(what, values))
+        for problem in found:
+            print(f"too much: {problem}", flush=True)
         if self.asked.record:
             from record import record
 
@@ -308,7 +341,7 @@ PARTS = {"files": part_files, "long": part_long, "manifest": part_manifest}
 
 
 def main() -> None:
-    """Run the parts, one after the other."""
+    """Run the parts, one after the other; exit status 1 where anything takes too much."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--hours", type=float, default=24.0)
@@ -323,9 +356,13 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path)
     parser.add_argument("--record", action="store_true")
     asked = parser.parse_args()
+    problems = []
     for part in asked.part:
         with tempfile.TemporaryDirectory(dir=asked.scratch) as name:
-            PARTS[part](Large(asked, Path(name)))
+            large = Large(asked, Path(name))
+            PARTS[part](large)
+            problems += large.problems
+    raise SystemExit(bool(problems))
 
 
 if __name__ == "__main__":
