@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from lhotse import MonoCut
 from torch import Tensor, nn
 from transformers import HubertConfig, HubertModel
@@ -342,6 +343,13 @@ def loss_function(
 
 
 def from_config(values: Mapping[str, object], normalise: bool) -> Encoder:
-    """A student of that configuration, with weights that a checkpoint is to replace."""
-    model = HubertModel(HubertConfig(**values))
+    """A student of that configuration, with weights that a checkpoint is to replace.
+
+    Raises:
+        ValueError: a setting is of another type.
+    """
+    try:
+        model = HubertModel(HubertConfig(**values))
+    except StrictDataclassError as error:
+        raise ValueError(" ".join(str(error).split())) from error
     return Encoder(model=exact(model), normalise=normalise)

@@ -7,8 +7,11 @@ one of lhotse's samplers.
 Letters in names: B clips in a batch, S samples.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +27,7 @@ from distilkit.errors import DistilkitError
 from distilkit.listeners import grouped, in_order
 
 Beside = Callable[[MonoCut, Tensor], Sequence[Tensor]]  # what is kept of a window, given its sound
+READERS = 2  # micro-batches that are read ahead, each by a thread
 OUT_OF_MEMORY = (  # what torch, CUDA's libraries, the system, oneDNN and C++ say
     "out of memory",
     "can't allocate memory",
@@ -211,6 +215,24 @@ def whole(
     """All windows once, as micro-batches of similar lengths, with what `beside` finds of each."""
     for chosen in in_order([cut.num_samples for cut in cuts], micro_seconds):
         yield load([cuts[index] for index in chosen], beside)
+
+
+def ahead(groups: Iterable[Sequence[MonoCut]]) -> Iterator[Batch]:
+    """A micro-batch of each group of windows, the next ones read while one is used.
+
+    Raises:
+        DistilkitError: a file is gone or no longer what it was, once it is that group's turn.
+    """
+    left = iter(groups)
+    with ThreadPoolExecutor(READERS) as readers:
+        waiting = deque(readers.submit(load, cuts) for cuts in islice(left, READERS))
+        try:
+            while waiting:
+                batch = waiting.popleft().result()
+                waiting.extend(readers.submit(load, cuts) for cuts in islice(left, 1))
+                yield batch
+        finally:
+            readers.shutdown(cancel_futures=True)
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -3,7 +3,9 @@
 Letters in names: B clips in a batch, S samples, T frames, L layers, D width.
 """
 
+import io
 import json
+import math
 import os
 import shutil
 import struct
@@ -19,9 +21,16 @@ import numpy as np
 from distilkit import config, leftovers
 from distilkit.audio import FRAME_SAMPLES, SAMPLE_RATE, AudioError, Samples, decode, load
 from distilkit.data import Found, Skipped, Tracker, find, stamp, untracked
-from distilkit.errors import DistilkitError
+from distilkit.errors import DistilkitError, enclosed_below
 from distilkit.listeners import Encodes, Frames, Stream, encode_stream, in_order
-from distilkit.runs import append_line, make_parent, parse_json, replacing, write_text
+from distilkit.runs import (
+    MALFORMED,
+    append_line,
+    make_parent,
+    parse_json,
+    replacing,
+    write_text,
+)
 
 WHOLE_SECONDS = 30.0  # recordings up to this are embedded whole
 BATCH_SECONDS = 30.0  # audio in memory at once, padding counted
@@ -293,8 +302,7 @@ def _write(
                 frames_written, width = frames_written + piece_LTD.shape[1], piece_LTD.shape[2]
             shape = (len(parts), frames_written, width) if stacked else (frames_written, width)
             with beside.open("wb") as file:
-                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
+                file.write(_header(shape))
                 for part in parts:
                     with part.open("rb") as source:
                         shutil.copyfileobj(source, file, 1 << 20)
@@ -326,9 +334,12 @@ def _reopen(folder: Path, settings: dict[str, Any], target: Path) -> dict[str, E
     leftovers.tidy(folder / SETTINGS)
     if folder.is_dir() and any(folder.iterdir()):
         try:
+            if not (folder / SETTINGS).is_file():  # a device has no end, and a pipe waits for ever
+                raise ValueError("no settings")
             there = parse_json((folder / SETTINGS).read_text(encoding="utf-8"))
             if not isinstance(there, dict):
                 raise ValueError("no settings")
+            enclosed_below(folder)  # it is written to
         except (OSError, ValueError) as error:
             raise DistilkitError(
                 f"`{folder}` is not empty and holds no embeddings", "another --out"
@@ -344,10 +355,11 @@ def _reopen(folder: Path, settings: dict[str, Any], target: Path) -> dict[str, E
             )
         leftovers.tidy_below(folder)
         index = folder / INDEX
-        lines = index.read_text(encoding="utf-8").split("\n")[:-1] if index.is_file() else []
+        text = index.read_bytes().decode("utf-8", "replace") if index.is_file() else ""
+        lines = text.split("\n")[:-1]
         write_text(index, "".join(line + "\n" for line in lines))
         rows = [_embedded(line, number, index) for number, line in enumerate(lines, 1)]
-        return {row.id: row for row in rows if (folder / row.output).is_file()}
+        return {row.id: row for row in rows if _is_whole(folder / row.output, row.shape)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -370,11 +382,32 @@ def _embedded(line: str, number: int, index: Path) -> Embedded:
             raise ValueError(f"`{row.output}` leads out of the folder")
         if row.samples < 0 or any(size < 0 for size in row.shape):
             raise ValueError("less than nothing")
-    except (ValueError, TypeError, OverflowError, OSError) as error:
+    except (*MALFORMED, OSError, RuntimeError) as error:  # of links that lead to one another
         raise DistilkitError(
             f"`{index}` is damaged: line {number}: {error}", "another --out, or remove it"
         ) from error
     return row
+
+
+def _is_whole(path: Path, shape: Sequence[int]) -> bool:
+    """Whether an array is there as it was written; where it is not, it is embedded anew."""
+    try:
+        header = _header(shape)
+        size = path.stat().st_size if path.is_file() else 0
+        if size != len(header) + 4 * math.prod(shape):
+            return False
+        with path.open("rb") as file:
+            return file.read(len(header)) == header
+    except (*MALFORMED, OSError):
+        return False
+
+
+def _header(shape: Sequence[int]) -> bytes:
+    """How the file of an array of that shape begins."""
+    file = io.BytesIO()
+    told = {"descr": "<f4", "fortran_order": False, "shape": tuple(shape)}
+    np.lib.format.write_array_header_1_0(file, told)
+    return file.getvalue()
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -74,13 +74,22 @@ def enclosed(folder: Path) -> Path:
     home = folder.resolve()
     home = home.parents[1] if home.parent.name == "snapshots" else home
     for path in sorted(folder.iterdir()):
-        target = Path(os.path.realpath(path))
-        if path.is_symlink() and not target.is_relative_to(home):
+        if path.is_symlink() and not (target := Path(os.path.realpath(path))).is_relative_to(home):
             raise DistilkitError(
                 f"`{path}` is a link to `{target}`, outside its folder, and was not followed",
                 f"cp --remove-destination {target} {path}",
             )
     return folder
+
+
+def enclosed_below(folder: Path) -> None:
+    """The same for all folders in it, at any depth.
+
+    Raises:
+        DistilkitError: a link leads out of the folder that it is in.
+    """
+    for place, _, _ in os.walk(folder):
+        enclosed(Path(place))
 
 
 def _nearby(missing: Path) -> str | None:

@@ -1,14 +1,15 @@
 """What killed processes leave behind, and how it goes.
 
 A temporary folder is locked by the process that made it: the next one that makes such a folder can
-tell that nobody holds it any more. What `runs.replacing` writes beside its place has the number of
-its process in its name.
+tell that nobody holds it any more. What `runs.replacing` writes beside its place has its process in
+its name, and where that runs. Of what another machine or container writes on a disk that both see,
+only the disk's clock tells: it is left over once nothing of it has changed for a day.
 """
 
 import fcntl
 import os
-import re
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,9 +17,10 @@ from pathlib import Path
 import psutil
 
 from distilkit.runs import discard
+from distilkit.unfinished import NAME, beside, here
 
 PREFIX = ".distilkit-"  # of temporary folders; nobody else's begin so
-BESIDE = re.compile(r"\.(?P<name>.+)\.(?P<what>old|partial)-(?P<process>\d+)(\.\d+)?")
+DAY = 24 * 3600.0  # seconds in which every process that lives and writes has written something
 
 
 @contextmanager
@@ -91,7 +93,7 @@ def tidy(path: Path) -> None:
     To be called before this process writes there.
     """
     there = path.parent.iterdir() if path.parent.is_dir() else ()
-    _mend(entry for entry in there if entry.name.startswith(f".{path.name}.") and _left(entry.name))
+    _mend(entry for entry in there if entry.name.startswith(f".{path.name}.") and _left(entry))
 
 
 def tidy_below(folder: Path) -> None:
@@ -101,33 +103,62 @@ def tidy_below(folder: Path) -> None:
 
 def remove(folder: Path) -> None:
     """Remove a folder: at any moment it is there whole, or what is there of it counts as left over."""
-    leaving = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    folder.rename(leaving)
+    leaving = beside(folder)
+    try:
+        folder.rename(leaving)
+    except OSError:  # a full disk may have no room for another name
+        leaving = folder
     discard(leaving)
 
 
 def left_below(folder: Path) -> list[Path]:
     """What processes that are gone left half-written in a folder, at any depth."""
-    return [
+    found = (
         Path(place, name)
         for place, folders, files in os.walk(folder)
         for name in (*folders, *files)
-        if _left(name)
-    ]
+    )
+    return [entry for entry in found if _left(entry)]
 
 
-def _left(name: str) -> bool:
-    found = BESIDE.fullmatch(name) if name.startswith(".") else None
-    process = int(found["process"]) if found else 0
-    return found is not None and (process == os.getpid() or not psutil.pid_exists(process))
+def _left(entry: Path) -> bool:
+    """Whether what lies beside its place is nobody's any more; in doubt it is somebody's."""
+    found = NAME.fullmatch(entry.name)
+    if found is None:
+        return False
+    if found["where"] != here():  # or it does not say where, as names did once
+        return _untouched(entry) > DAY
+    process = int(found["process"])
+    if process == os.getpid() or not psutil.pid_exists(process):
+        return True
+    try:
+        lived: float = time.time() - psutil.Process(process).create_time()
+    except psutil.Error:  # another user's, which may not be looked at
+        return False
+    return _untouched(entry) > lived + DAY  # of one that had the number before
+
+
+def _untouched(entry: Path) -> float:
+    """Seconds since anything in a file or folder was written or moved; 0 where that cannot be told.
+
+    Both ends of it are by the clock of the disk, which may be another machine's.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=entry.parent) as file:
+            now = os.fstat(file.fileno()).st_mtime
+        seen = [path.lstat() for path in (entry, *entry.rglob("*"))]
+    except OSError:  # it is going just now, or not ours to remove
+        return 0.0
+    return now - max(max(one.st_mtime, one.st_ctime) for one in seen)
 
 
 def _mend(left: Iterable[Path]) -> None:
     for entry in sorted(left):  # what was there before comes before what was to replace it
-        found = BESIDE.fullmatch(entry.name)
+        found = NAME.fullmatch(entry.name)
         assert found
         place = entry.with_name(found["name"])
-        if found["what"] == "old" and not os.path.lexists(place):
-            entry.rename(place)
-        else:
-            discard(entry)
+        with suppress(FileNotFoundError, PermissionError):  # gone meanwhile, or another user's
+            if found["what"] == "old" and not os.path.lexists(place):
+                entry.rename(place)
+            else:
+                discard(entry)

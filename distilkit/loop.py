@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import gather_object
 from lhotse import MonoCut
 from torch import Tensor, nn
 
@@ -24,8 +25,12 @@ from distilkit.encoder import keep_freed_memory
 from distilkit.errors import DistilkitError
 from distilkit.objectives import Loss
 
-MAX_OVERFLOWS = 20  # fp16 steps in a row that may be left out while the loss scale settles
+# fp16's loss scale begins at 2^16, and is half of what it was after an overflow.
+MIN_SCALE = 2.0**-4
 MAX_BROKEN = 3  # steps in a row whose loss or gradient is not finite, at which training stops
+# Steps of which a tenth may be so: more would end most runs by three in a row as well.
+STRETCH = 100
+NAMED = 8  # clips of a step, at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +132,7 @@ def fit(
     start: int,
     steps: int,
     room: Room | None = None,
+    broken: Sequence[int] = (),
 ) -> Iterator[Step]:
     """Train from step `start` + 1 to step `steps`, yielding after each.
 
@@ -144,15 +150,17 @@ def fit(
         start: optimizer steps already done.
         steps: optimizer steps in all.
         room: how much may be in memory at once; lowered here.
+        broken: which of the steps done were left out since loss or gradient was not finite.
 
     Raises:
-        DistilkitError: the loss or its gradient is not finite in `MAX_BROKEN` steps in a row (fewer are
-            left out), or memory runs out with a single clip in it, or in one of several processes.
+        DistilkitError: the loss or its gradient is not finite in `MAX_BROKEN` steps in a row or in more than
+            a tenth of the last `STRETCH` (fewer are left out), fp16 overflows without end, or memory runs
+            out with a single clip in it, or in one of several processes.
     """
     module.train()
     room = room or Room()
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    overflows = bad = 0
+    bad = list(broken)
     for number in range(start + 1, steps + 1):
         began = time.perf_counter()
         rate = learning_rate(number, steps, settings)
@@ -174,31 +182,23 @@ def fit(
                 break
             optimizer.zero_grad()
             _lower(room, micro, number, accelerator)
-        values = _over_ranks(accelerator, [float(value) for value in sums.values()])
+        own = [float(value) for value in sums.values()]
+        values = _over_ranks(accelerator, own)
         means = {name: value / counted[0] for name, value in zip(sums, values, strict=True)}
-        if accelerator.scaler is not None and not math.isfinite(means["loss"]):
-            for weight in trained:  # which the scaler looks at, to leave a step out
-                if weight.grad is not None:
-                    weight.grad.fill_(math.nan)
         norm = float(accelerator.clip_grad_norm_(trained, settings.clip_norm))
-        broken = _broken(accelerator, means["loss"], norm, micro)
-        bad = bad + 1 if broken else 0
-        if bad == MAX_BROKEN:
-            raise DistilkitError(
-                f"step {number}, the {MAX_BROKEN}rd in a row: {broken}",
-                "a smaller --set train.learning_rate (with adapters lora.learning_rate), or "
-                "--set train.precision=fp32, in a new run",
-            )
-        if not broken or accelerator.scaler is not None:  # which leaves it out, and notes that
+        said = _broken(accelerator, means["loss"], norm, micro, own)
+        skipped = False
+        if said:
+            bad.append(number)
+            _check_broken(bad, steps, said)
+            if accelerator.scaler is not None:  # the step is over, and the scale stays what it is
+                accelerator.scaler.update(accelerator.scaler.get_scale())
+        else:
             optimizer.step()
+            skipped = bool(getattr(optimizer, "step_was_skipped", False))
+        if skipped:
+            _check_scale(accelerator, number, micro)
         optimizer.zero_grad()
-        skipped = not broken and bool(getattr(optimizer, "step_was_skipped", False))
-        overflows = overflows + 1 if skipped else 0
-        if overflows > MAX_OVERFLOWS:
-            raise DistilkitError(
-                f"step {number}: fp16 overflowed in {overflows} steps in a row",
-                "--set train.precision=fp32",
-            )
         yield Step(
             number=number,
             loss=means.pop("loss"),
@@ -208,8 +208,8 @@ def fit(
             audio_seconds=counted[1],
             seconds=time.perf_counter() - began,
             waited=waited,
-            updated=not skipped and not broken,
-            broken=broken,
+            updated=not skipped and not said,
+            broken=said,
             lowered=room.seconds if room.seconds < before else 0.0,
         )
 
@@ -239,17 +239,85 @@ def _accumulate(
     return sums
 
 
-def _broken(accelerator: Accelerator, loss: float, norm: float, micro: Sequence[Batch]) -> str:
+def _broken(
+    accelerator: Accelerator, loss: float, norm: float, micro: Sequence[Batch], own: Sequence[float]
+) -> str:
     """What of a step is not finite, and which clips are in it; nothing where all is well.
 
     A gradient that overflows in fp16 is the loss scale's business.
     """
     if math.isfinite(loss) and (math.isfinite(norm) or accelerator.scaler is not None):
         return ""
+    fine = all(map(math.isfinite, own))
+    return f"the loss is {loss:g}, its gradient norm {norm:g}; {_clips(accelerator, micro, fine)}"
+
+
+def _clips(accelerator: Accelerator, micro: Sequence[Batch], fine: bool) -> str:
+    """Clips of a step in which something went wrong, asked of all processes at once.
+
+    Of several processes only those whose losses were not fine, if any: gradients are everybody's.
+    """
     ids = [id for batch in micro for id in batch.ids]
-    more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
-    clips = ", ".join(f"`{id}`" for id in ids[:8])
-    return f"the loss is {loss:g}, its gradient norm {norm:g}; clips {clips}{more}"
+    if accelerator.num_processes == 1:
+        return _named(ids, len(ids), NAMED)
+    told = gather_object([(fine, accelerator.process_index, ids[:NAMED], len(ids))])
+    wrong = [each[1:] for each in told if not each[0]] or [each[1:] for each in told]
+    most = max(1, NAMED // len(wrong))
+    said = [f"process {rank}: {_named(some, count, most)}" for rank, some, count in wrong[:NAMED]]
+    more = f"; {len(wrong) - NAMED} more processes" if len(wrong) > NAMED else ""
+    return "; ".join(said) + more
+
+
+def _named(ids: Sequence[str], count: int, most: int) -> str:
+    """The first of so many clips."""
+    more = f" and {count - most} more" if count > most else ""
+    return "clips " + ", ".join(f"`{id}`" for id in ids[:most]) + more
+
+
+def _check_broken(bad: Sequence[int], steps: int, said: str) -> None:
+    """Stop where too many steps are left out since loss or gradient is not finite.
+
+    Args:
+        bad: their numbers up to now.
+        steps: optimizer steps in all.
+        said: what was seen in the last one.
+
+    Raises:
+        DistilkitError: they are `MAX_BROKEN` in a row; or more than a tenth of the last `STRETCH`, or of all
+            where there are fewer.
+    """
+    number, stretch = bad[-1], min(STRETCH, steps)
+    recent = [one for one in bad if one > number - stretch]
+    hint = (
+        "a smaller --set train.learning_rate (with adapters lora.learning_rate), or "
+        "--set train.precision=fp32, in a new run"
+    )
+    if bad[-MAX_BROKEN:] == list(range(number - MAX_BROKEN + 1, number + 1)):
+        raise DistilkitError(f"step {number}, the {MAX_BROKEN}rd in a row: {said}", hint)
+    if len(recent) > max(MAX_BROKEN, stretch // 10):
+        share = f"{len(recent)} of the last {min(stretch, number)} steps"
+        listed = ", ".join(str(one) for one in recent)
+        raise DistilkitError(
+            f"step {number}: {share} were left out ({listed}): {said}",
+            f"leave out the clips at fault, if they are the same (`broken` in metrics.jsonl), or {hint}",
+        )
+
+
+def _check_scale(accelerator: Accelerator, number: int, micro: Sequence[Batch]) -> None:
+    """Stop where fp16 overflows, and its loss scale, which then falls, is below all that is of use.
+
+    It doubles again after 2,000 steps without, so a step now and then costs nothing but itself.
+
+    Raises:
+        DistilkitError: it is.
+    """
+    scale = accelerator.scaler.get_scale() if accelerator.scaler is not None else math.inf
+    if scale < MIN_SCALE:
+        raise DistilkitError(
+            f"step {number}: fp16 overflows, though its loss scale has fallen to {scale:g}; "
+            f"{_clips(accelerator, micro, fine=True)}",
+            "--set train.precision=fp32, in a new run",
+        )
 
 
 def _lower(room: Room, micro: Sequence[Batch], number: int, accelerator: Accelerator) -> None:

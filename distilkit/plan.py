@@ -2,10 +2,9 @@
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -467,17 +466,6 @@ def front_end(width: int) -> Choice:
         else "the student's own runs too: it is another, or hears something else"
     )
     return Choice(name="conv front end", value="frozen", reason=why)
-
-
-def again(kept: Mapping[str, Any]) -> Plan:
-    """The plan of a run that is resumed, as `run.json` keeps it.
-
-    Raises:
-        DistilkitError: its device is not here.
-    """
-    device(config.Train(device=kept["device"]))
-    choices = tuple(Choice(**choice) for choice in kept["choices"])
-    return Plan(**{**kept, "choices": choices})
 
 
 def disk(student: int, trained: int) -> int:

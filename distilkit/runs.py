@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import tempfile
@@ -18,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distilkit import unfinished
 from distilkit.errors import DistilkitError, enclosed
 
 if TYPE_CHECKING:
@@ -73,19 +75,24 @@ def replacing(path: Path, *, new: bool = False) -> Iterator[Path]:
     Works for a file and for a folder. On an error `path` is as it was and nothing is left over. What is `new`
     takes nobody's place: where another process made a folder there meanwhile, that is an error.
     """
-    beside = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    beside = unfinished.beside(path)
     discard(beside)
     try:
         yield beside
         _sync([*beside.rglob("*"), beside] if beside.is_dir() else [beside])
         if path.is_dir() and not path.is_symlink() and not new:
-            old = path.with_name(f".{path.name}.old-{os.getpid()}")
+            old = unfinished.beside(path, "old")
             path.rename(old)
-            beside.rename(path)
+            try:
+                beside.rename(path)
+            except OSError:
+                old.rename(path)
+                raise
             discard(old)
         else:
             os.replace(beside, path)
-        _sync([path.parent])
+        with suppress(OSError):  # it is there, whole: only a power cut could take its name
+            _sync([path.parent])
     except OSError as error:
         raise unwritable(path, error) from error
     except Exception as error:
@@ -315,6 +322,11 @@ class Run:
             raise DistilkitError(
                 f"`{self.folder}` holds no run", "distilkit distill AUDIO --out DIR"
             )
+        for each in self.folder.iterdir():  # devices have no end, and pipes wait for ever
+            if each.exists() and not (each.is_file() or each.is_dir()):
+                raise DistilkitError(
+                    f"`{each}` is neither a file nor a folder", f"rm {shlex.quote(str(each))}"
+                )
         return read_object(path, "start again with a new --out")
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
@@ -446,7 +458,7 @@ def _state(checkpoint: Path) -> dict[str, Any]:
 def _is_whole(checkpoint: Path) -> bool:
     """Whether a checkpoint's files are what was written."""
     try:
-        said = read_object(checkpoint / CHECKPOINT_STATE)
+        said = read_object(enclosed(checkpoint) / CHECKPOINT_STATE)
         promised = said.pop("sha256")
         return bool(
             said["step"] == _step(checkpoint)

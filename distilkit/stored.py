@@ -34,10 +34,10 @@ from torch import Tensor
 
 from distilkit import config, leftovers
 from distilkit.audio import SAMPLE_RATE, frames
-from distilkit.batches import Batch, load, out_of_memory
+from distilkit.batches import Batch, ahead, out_of_memory
 from distilkit.errors import DistilkitError, enclosed
 from distilkit.listeners import in_order
-from distilkit.runs import make_parent, parse_json, read_object, replacing
+from distilkit.runs import make_parent, parse_json, read_object, replacing, unwritable
 from distilkit.targets import Targets
 
 FORMAT = 1  # of the folder
@@ -128,7 +128,7 @@ class Store:
 
     def refresh(self) -> None:
         """See what other processes have added."""
-        for journal in sorted(self.folder.glob("part-*.jsonl")):
+        for journal in filter(Path.is_file, sorted(self.folder.glob("part-*.jsonl"))):
             self._places |= _read_journal(journal)
 
     def missing(self, windows: Iterable[MonoCut]) -> list[MonoCut]:
@@ -256,8 +256,7 @@ def fill(
     if not chosen:
         return
     with store.writer() as add, torch.no_grad():
-        for cuts in chosen:
-            batch = load(cuts)
+        for cuts, batch in zip(chosen, ahead(chosen), strict=True):
             computed = _computed(targets, batch, device)
             for index, (cut, length) in enumerate(zip(cuts, batch.lengths, strict=True)):
                 if store.missing([cut]):
@@ -349,7 +348,13 @@ def _line(key: str, place: Place) -> str:
         "kept": place.kept,
         "wave": place.wave,
     }
-    return json.dumps(values) + "\n"
+    return json.dumps({**values, "line": _line_sum(values)}) + "\n"
+
+
+def _line_sum(row: Mapping[str, Any]) -> int:
+    """A checksum of what a line says."""
+    values = {name: value for name, value in row.items() if name != "line"}
+    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
 
 def _read_journal(path: Path) -> dict[str, Place]:
@@ -368,7 +373,9 @@ def _read_journal(path: Path) -> dict[str, Place]:
                 kept=int(row["kept"]),
                 wave=int(row["wave"]),
             )
-            if 0 <= place.at <= place.at + place.size <= there:
+            told = _line_sum(row)
+            right = row.get("line", told) == told  # older stores have none
+            if right and 0 <= place.at <= place.at + place.size <= there:
                 found[str(row["window"])] = place
     return found
 
@@ -378,7 +385,11 @@ def _own_part(folder: Path) -> Iterator[str]:
     """The name of a part that no other process writes; the lock goes with the process."""
     number = 0
     while True:
-        lock = (folder / f".part-{number}.lock").open("w")
+        path = folder / f".part-{number}.lock"
+        try:
+            lock = path.open("w")
+        except OSError as error:
+            raise unwritable(path, error) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break

@@ -7,7 +7,7 @@ import gc
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -21,7 +21,7 @@ from lhotse import MonoCut
 from safetensors import SafetensorError
 from torch import nn
 
-from distilkit import batches, config, data, leftovers, loop, plan
+from distilkit import batches, config, data, leftovers, loop, plan, resuming
 from distilkit.batches import Batch
 from distilkit.errors import DistilkitError
 from distilkit.objectives import Loss
@@ -33,6 +33,8 @@ NEW = {  # how runs are begun
 }
 MEASURED = 100.0  # seconds of audio whose steps a plan takes
 STRETCH = 100  # steps whose mean loss is looked at
+# Something else is there, or nothing.
+MISPLACED = FileNotFoundError, IsADirectoryError, NotADirectoryError
 BEGUN = 20  # steps that say where a run began
 BURST = 10.0  # times that loss, or 1 where it was less: beyond, a run has diverged, learned or not
 LEARNED = 0.9  # of that loss: what a run came below before it can be said to lose all it learned
@@ -160,8 +162,9 @@ def steps(
     plan.cap(decided.device, recipe.train)
     module, optimizer = accelerator.prepare(made.module, made.optimizer)
     start, room = _put_back(run, accelerator, module, optimizer, made, resumed)
-    rows = run.rows("metrics.jsonl")
-    if enough(rows):
+    with reading(run):
+        over = enough(rows := resuming.logged(run))
+    if over:
         return accelerator.unwrap_model(module)  # type: ignore[no-any-return]
     schedule = plan.schedule(
         recipe, train, decided.micro_seconds, accelerator.process_index, accelerator.num_processes
@@ -187,6 +190,7 @@ def steps(
         start=start,
         steps=decided.steps,
         room=room,
+        broken=[row["step"] for row in rows if row.get("broken")],
     ):
         last = step.number == decided.steps
         if valid and (last or step.number % settings.validate_every == 0):
@@ -249,6 +253,7 @@ def _put_back(
     with reading(run):
         saved = run.load_checkpoint() if resumed else None
         if saved is not None:
+            resuming.check_finite(saved[0])
             loop.restore(accelerator, module, optimizer, *saved, given=made.given)
             start = int(saved[1]["step"])
             room.seconds = float(saved[1].get("room", room.seconds))
@@ -290,7 +295,7 @@ def reading(run: Run) -> Iterator[None]:
     """
     try:
         yield
-    except (*MALFORMED, FileNotFoundError, RuntimeError, SafetensorError) as error:
+    except (*MALFORMED, *MISPLACED, RuntimeError, SafetensorError) as error:
         elsewhere = isinstance(error, RuntimeError) and type(error).__module__ != "builtins"
         if elsewhere or batches.out_of_memory(error):
             raise
@@ -300,6 +305,11 @@ def reading(run: Run) -> Iterator[None]:
         raise DistilkitError(
             f"what `{run.folder}` holds is damaged: {said}", "start a new run with another --out"
         ) from error
+
+
+def gone_on(run: Run, resumed: bool) -> AbstractContextManager[None]:
+    """`reading` where a run is resumed; what goes wrong in a new one is no damage."""
+    return reading(run) if resumed else nullcontext()
 
 
 def check_course(rows: Rows, name: str, rate: float) -> None:

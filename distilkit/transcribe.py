@@ -20,7 +20,7 @@ from distilkit.captions import FORMATS, Transcript
 from distilkit.data import Found, Skipped, find, stamp
 from distilkit.data.find import shown
 from distilkit.decode import Search, Word, decoded, following, words
-from distilkit.errors import DistilkitError
+from distilkit.errors import DistilkitError, enclosed_below
 from distilkit.listeners import HEARD_SECONDS, Hears, LogProbs, hear_stream, in_order
 from distilkit.pauses import Levels, bounded, levels, stretches, turns
 from distilkit.runs import append_line, discard, make_parent, parse_json, write_text
@@ -358,6 +358,7 @@ class Begun:
         self._written: dict[str, str] = {}
         if out is None or self._file is None or not self._file.is_file():
             return
+        enclosed_below(out)  # it is written to
         leftovers.tidy_below(out)
         try:
             first, *lines = self._file.read_text(encoding="utf-8").split("\n")[:-1]
@@ -380,9 +381,15 @@ class Begun:
             )
         write_text(self._file, "".join(f"{line}\n" for line in (first, *lines)))
 
-    def has(self, item: Found) -> bool:
-        """Whether the transcript of a recording is there, and the recording is what it was."""
-        return item.id in self._written and self._written[item.id] == stamp(item.path)
+    def has(self, item: Found, path: Path | None = None) -> bool:
+        """Whether the transcript of a recording is there, and the recording is what it was.
+
+        Args:
+            item: the recording.
+            path: where its transcript lies.
+        """
+        there = path is None or path.is_file()
+        return there and self._written.get(item.id) == stamp(item.path)
 
     def write(self, transcript: Transcript, path: Path, format: config.TranscriptFormat) -> None:
         """Write a transcript, and note that it was."""

@@ -15,8 +15,8 @@ from distilkit.audio import frames
 from distilkit.batches import whole
 from distilkit.codebooks import Codebook, Source
 from distilkit.encoder import Encoder, fingerprint
-from distilkit.errors import DistilkitError
-from distilkit.runs import digest, make_parent, replacing, write_text
+from distilkit.errors import DistilkitError, enclosed_below
+from distilkit.runs import digest, make_parent, read_object, replacing, write_text
 from distilkit.targets import LiveTargets, Targets, live_mfcc, live_units, normalised
 
 MICRO_SECONDS = 60.0  # audio in memory at once, padding counted
@@ -178,10 +178,11 @@ def _begin(
         "windows": hashlib.sha1(keys.encode(), usedforsecurity=False).hexdigest(),
     }
     try:
-        there = json.loads((parts / ASKED).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        there = read_object(parts / ASKED) if (parts / ASKED).is_file() else None
+    except DistilkitError:
         there = None
     if there == asked:
+        enclosed_below(parts)  # it is written to
         leftovers.tidy_below(parts)
         return
     if parts.is_dir():

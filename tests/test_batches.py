@@ -3,14 +3,18 @@
 import os
 import random
 import signal
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
+from conftest import voice
+from lhotse import MonoCut
 
-from distilkit import config
-from distilkit.batches import Schedule, load, stream
+from distilkit import batches, config
+from distilkit.batches import Batch, Schedule, load, stream
 from distilkit.data import collect
 from distilkit.errors import DistilkitError
 from distilkit.listeners import in_order
@@ -130,6 +134,36 @@ def test_a_changed_file_is_one_clear_error_and_a_touched_one_is_none(
         load(windows)
     copy.write_bytes(sound)
     assert torch.equal(load(windows).wave_BS, before.wave_BS)
+
+
+def test_what_is_read_ahead_comes_in_turn(
+    speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two are read while one is used, no more; what cannot be read is said once it is its turn."""
+    groups = [[cut] for cut in collect([speech], config.Data()).train[:6]]
+    begun, real = [], load
+
+    def slow(cuts: list[MonoCut]) -> Batch:
+        begun.append(cuts[0].id)
+        time.sleep(0.05 if cuts == groups[0] else 0)
+        return real(cuts)
+
+    monkeypatch.setattr(batches, "load", slow)
+    coming = batches.ahead(groups)
+    first = next(coming)
+    time.sleep(0.5)
+    assert sorted(begun) == sorted(group[0].id for group in groups[: batches.READERS + 1])
+    for group, batch in zip(groups, [first, *coming], strict=True):
+        assert batch.ids == (group[0].id,)
+        assert torch.equal(batch.wave_BS, real(group).wave_BS)
+    gone = tmp_path / "gone.wav"
+    soundfile.write(gone, voice(1.0, 1), 16_000)
+    missing = [[cut] for cut in collect([gone], config.Data()).train]
+    gone.unlink()
+    coming = batches.ahead([*groups[:2], *missing])
+    assert [next(coming).ids for _ in range(2)] == [(group[0].id,) for group in groups[:2]]
+    with pytest.raises(DistilkitError, match=r"`.*gone.wav` can no longer be read"):
+        next(coming)
 
 
 def test_a_process_that_loads_and_dies_is_one_clear_error(

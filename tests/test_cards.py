@@ -195,6 +195,14 @@ def test_a_run_without_a_clock_or_a_number_has_no_such_section() -> None:
     assert _measured([{"step": 1, "loss": None}]) == []
 
 
+def test_validations_of_other_things_are_not_compared() -> None:
+    """As where a run went on from the log of another."""
+    from distilkit.cards.student import _measured
+
+    rows = [{"step": 1, "valid": {"loss": 2.0, "wer": 0.5}}, {"step": 2, "valid": {"loss": 1.0}}]
+    assert "| loss | 2.0000 | 1.0000 |" in _measured(rows)
+
+
 # ------------------------------------------------------------------------------------------- names
 
 CACHE = "/home/ada/.cache/huggingface/hub/models--facebook--hubert-base-ls960/snapshots/0123"

@@ -132,6 +132,22 @@ def test_transcripts_go_where_they_are_told(run: Run, tuned: Path, tmp_path: Pat
         assert "several" in err
 
 
+def test_a_transcript_that_is_gone_is_written_again(
+    run: Run, tuned: Path, speech: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(speech, tmp_path / "speech")
+    (tmp_path / "speech" / "z.wav").write_bytes(b"no sound")  # for whose sake the list stays
+    for _ in range(2):
+        code, _, err = run("transcribe", tmp_path / "speech", "--model", tuned, "--out", "texts")
+        assert code == 1
+        assert "left out " in err
+        assert Path("texts", "a", "clip02.txt").is_file()
+        Path("texts", "a", "clip02.txt").unlink()
+    Path("texts", "a", "clip02.txt").mkdir()
+    run("transcribe", tmp_path / "speech", "--model", tuned, "--out", "texts")
+    assert Path("texts", "a", "clip02.txt").is_file()
+
+
 def test_a_damaged_file_is_transcribed_once_it_is_mended(
     run: Run, tuned: Path, tmp_path: Path
 ) -> None:

@@ -521,6 +521,22 @@ def test_a_resumed_run_ends_as_an_unbroken_one(
         ctc.prepare([], out=tmp_path / "broken", resume=True)
 
 
+def test_a_run_with_another_tokenizer_is_not_gone_on_with(
+    transcribed: Path, letters: Path, small: Path, tmp_path: Path
+) -> None:
+    """Its head would learn what the tokens meant before, and say what they mean now."""
+    job = prepared(transcribed, letters, small, tmp_path / "run")
+    for step in ctc.train(job):
+        if step.number == 3:
+            break
+    path = tmp_path / "run" / "tokenizer" / "vocab.json"
+    ids = json.loads(path.read_text())
+    ids["a"], ids["b"] = ids["b"], ids["a"]
+    path.write_text(json.dumps(ids))
+    with pytest.raises(DistilkitError, match="tokenizer` is not the one that the run began with"):
+        ctc.prepare([], out=tmp_path / "run", resume=True)
+
+
 def test_the_best_validation_is_kept_and_patience_ends_a_run(
     transcribed: Path, letters: Path, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

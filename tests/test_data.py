@@ -717,6 +717,21 @@ def test_a_spoilt_copy_is_made_again(folder: Path, cache: Path) -> None:
         assert len(load(copy)) == 16000
 
 
+def test_a_copy_of_other_sound_is_made_again(folder: Path, cache: Path) -> None:
+    """What is damaged may still decode, to something else."""
+    write(folder / "a.wav", rate=44100)
+    (before,) = scanned(folder)
+    (copy,) = cache.rglob("*.flac")
+    whole = copy.read_bytes()
+    slower = bytearray(whole)
+    slower[18:20] = (16000 + 16 >> 4).to_bytes(2, "big")  # the rate in its header
+    for content in (whole[len(whole) // 2 :] + whole[: len(whole) // 2], bytes(slower)):
+        copy.write_bytes(content)
+        (after,) = scanned(folder)
+        assert replace(after, stamp="") == replace(before, stamp="")
+        assert copy.read_bytes() == whole
+
+
 def test_a_copy_is_whole_or_not_there(folder: Path, cache: Path) -> None:
     path = write(folder / "a.flac", seconds=3, rate=44100)
     path.write_bytes(path.read_bytes()[:-30_000])
@@ -864,6 +879,19 @@ def test_windows_that_are_damaged(speech: Path, tmp_path: Path, line: str) -> No
     path.write_bytes(gzip.compress(whole + line.encode() + b"\n"))
     with pytest.raises(DistilkitError, match="is damaged|is not JSON lines"):
         data.load_windows(path)
+
+
+def test_a_manifest_without_a_window_to_train_on(speech: Path, tmp_path: Path) -> None:
+    path = tmp_path / "windows.jsonl.gz"
+    whole = gzip.decompress(data.dump_windows(collect([speech], SETTINGS))).splitlines(
+        keepends=True
+    )
+    held_out = b"".join(line for line in whole if b'"split": "valid"' in line)
+    assert held_out
+    for rows in (b"", held_out):
+        path.write_bytes(gzip.compress(rows))
+        with pytest.raises(DistilkitError, match="is damaged: no window to train on"):
+            data.load_windows(path)
 
 
 def test_windows_survive_the_disk(folder: Path, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Embeddings: exact in any batch, resumable, long files at flat memory, every format readable."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from distilkit.audio import frames, load
 from distilkit.embed import embed
 from distilkit.encoder import Encoder, exact
 from distilkit.errors import DistilkitError
+from distilkit.unfinished import beside
 
 
 def encoder(**changes: object) -> Encoder:
@@ -221,6 +221,50 @@ def test_what_is_done_is_kept(
         embed([folder], encoder(), out=tmp_path / "mine")
 
 
+def test_what_is_no_longer_the_array_that_was_written_is_done_again(
+    speech: Path, tmp_path: Path
+) -> None:
+    out, name = tmp_path / "out", Path("b", "clip01.npy")
+    embed([speech], encoder(), out=out, name="m")
+    whole = (out / name).read_bytes()
+    array = np.load(out / name)
+    np.save(tmp_path / "flat.npy", array.ravel())
+    np.save(tmp_path / "whole.npy", array.astype(np.int32))
+    np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
+    others = [path.read_bytes() for path in tmp_path.glob("*.npy")]
+    for content in (*others, whole[:-4], whole + b"more", whole[:60], b"", b"PK" + whole):
+        (out / name).write_bytes(content)
+        embed([speech], encoder(), out=out, name="m")
+        assert (out / name).read_bytes() == whole
+
+
+def test_a_list_of_other_bytes_or_of_links_without_an_end(speech: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    embed([speech], encoder(), out=out, name="m")
+    index = out / "embeddings.jsonl"
+    whole = index.read_bytes()
+    index.write_bytes(b"\xc0" + whole)
+    with pytest.raises(DistilkitError, match=r"embeddings.jsonl` is damaged: line 1: "):
+        embed([speech], encoder(), out=out, name="m")
+    index.write_bytes(whole)
+    (out / "b" / "clip01.npy").unlink()
+    (out / "b" / "clip01.npy").symlink_to("clip01.npy")
+    with pytest.raises(DistilkitError, match=r"embeddings.jsonl` is damaged: line \d+: "):
+        embed([speech], encoder(), out=out, name="m")
+
+
+def test_folders_of_results_that_are_links_are_not_written_to(speech: Path, tmp_path: Path) -> None:
+    out, mine = tmp_path / "out", tmp_path / "mine"
+    embed([speech], encoder(), out=out, name="m")
+    (out / "embeddings.jsonl").write_text("")
+    mine.mkdir()
+    shutil.rmtree(out / "b")
+    (out / "b").symlink_to(mine)
+    with pytest.raises(DistilkitError, match="is a link to"):
+        embed([speech], encoder(), out=out, name="m")
+    assert list(mine.iterdir()) == []
+
+
 @pytest.mark.parametrize("format", ["npy", "npz", "safetensors"])
 @pytest.mark.parametrize("after", [1, 4, 9])
 def test_interrupted_it_comes_to_the_same_bits(
@@ -254,15 +298,15 @@ def test_what_a_killed_process_left_counts_for_nothing(speech: Path, tmp_path: P
     one, out = speech / "b" / "clip11.wav", tmp_path / "x.npy"
     embed([one], encoder(), out=out, layer="all")
     whole = out.read_bytes()
-    for left in (f".x.npy.partial-{os.getpid()}.0", f".x.npy.partial-{os.getpid()}"):
-        (tmp_path / left).write_bytes(whole)
+    for end in (".0", ""):
+        (tmp_path / f"{beside(out).name}{end}").write_bytes(whole)
     embed([one], encoder(), out=out, layer="all")
     assert out.read_bytes() == whole
     assert list(tmp_path.iterdir()) == [out]
     packed = tmp_path / "y.npz"
     parts = tmp_path / ".y.npz.parts"
     parts.mkdir()
-    (parts / f".embeddings.json.partial-{os.getpid()}").write_text("{")
+    beside(parts / "embeddings.json").write_text("{")
     embed([speech], encoder(), out=packed, format="npz")
     assert sorted(tmp_path.iterdir()) == [out, packed]
 

@@ -3,18 +3,22 @@
 The losses and gradients are those of torch's autocast and loss scaling, which are the same code on both.
 """
 
+import itertools
 import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 from conftest import make_model, quick
+from torch import Tensor
 
 from distilkit import config, loop
 from distilkit.batches import Batch
 from distilkit.distill import distill
 from distilkit.encoder import Encoder, exact
+from distilkit.errors import DistilkitError
 from distilkit.objectives import Loss
 from distilkit.runs import Run
 from distilkit.students import save
@@ -69,26 +73,86 @@ def test_a_teacher_beyond_what_fp16_holds_trains(
         assert rows[0]["l1_12"] > FULL, "the teacher is not beyond fp16: this test shows nothing"
 
 
-def test_a_loss_that_is_not_finite_changes_nothing(half: None) -> None:
-    """Of an L1 distance to what is infinite the gradient is not: the scaler alone would take the step."""
-    module = torch.nn.Linear(2, 2)
-    before = module.weight.detach().clone()
-    accelerator = loop.accelerator("cpu", "fp16")
-    settings = config.load_recipe("paper").train
-    module, optimizer = accelerator.prepare(module, loop.optimizer(module, settings))
+class Odd:
+    """A layer whose loss or gradient is not finite in some steps, in fp16."""
 
-    def loss_of(module: torch.nn.Module, batch: Batch) -> Loss:
-        return Loss(total=(module(torch.ones(1, 2)) - torch.inf).abs().sum(), parts={})
-
-    clip = Batch(ids=("a",), wave_BS=torch.zeros(1, 800), lengths=(800,))
-    step = next(
-        loop.fit(
-            accelerator, module, optimizer, iter([[clip]]), loss_of, settings, start=0, steps=2
+    def __init__(self, wrong: Callable[[int], bool], loss: Callable[[Tensor], Tensor]) -> None:
+        self.accelerator = loop.accelerator("cpu", "fp16")
+        self.settings = config.load_recipe("paper").train
+        torch.manual_seed(0)
+        self.bare = torch.nn.Linear(2, 2)
+        self.module, self.optimizer = self.accelerator.prepare(
+            self.bare, loop.optimizer(self.bare, self.settings)
         )
-    )
+        self.wrong, self.loss = wrong, loss
+
+    def loss_of(self, module: torch.nn.Module, batch: Batch) -> Loss:
+        said = module(torch.ones(1, 2)).square().sum()
+        return Loss(total=self.loss(said) if self.wrong(int(batch.ids[0])) else said, parts={})
+
+    def fit(self, start: int, steps: int) -> Iterator[loop.Step]:
+        clips = (
+            [Batch(ids=(str(number),), wave_BS=torch.zeros(1, 800), lengths=(800,))]
+            for number in itertools.count(start + 1)
+        )
+        return loop.fit(
+            self.accelerator, self.module, self.optimizer, clips, self.loss_of, self.settings,
+            start=start, steps=steps,
+        )  # fmt: skip
+
+
+def endless(said: Tensor) -> Tensor:
+    """An L1 distance to what is infinite: the gradient is finite, and the scaler alone would take the step."""
+    return (said - torch.inf).abs()
+
+
+def steep(said: Tensor) -> Tensor:
+    """A loss that is finite and whose gradient is not, which in fp16 may be an overflow."""
+    return (said - said.detach()).sqrt()
+
+
+def test_a_loss_that_is_not_finite_changes_nothing(half: None) -> None:
+    """Nor the loss scale, which did not do it."""
+    odd = Odd(lambda number: number in (1, 3, 4), endless)
+    before = odd.bare.weight.detach().clone()
+    fit = odd.fit(0, 2_000)
+    step = next(fit)
     assert not step.updated
-    assert step.broken
-    assert torch.equal(accelerator.unwrap_model(module).weight, before)
+    assert step.broken.startswith("the loss is inf")
+    assert torch.equal(odd.bare.weight, before)
+    assert odd.accelerator.scaler.get_scale() == 2.0**16
+    assert [step.updated for step in itertools.islice(fit, 4)] == [True, False, False, True]
+    assert not torch.equal(odd.bare.weight, before)
+    assert odd.accelerator.scaler.get_scale() == 2.0**16
+
+
+def test_losses_that_are_not_finite_end_a_run_in_fp16_too(half: None) -> None:
+    odd = Odd(lambda number: number % 2 == 0, endless)
+    with pytest.raises(DistilkitError, match="step 22: 11 of the last 22 steps .* clips `22`"):
+        list(odd.fit(0, 1_000))
+
+
+@pytest.mark.parametrize("every", [1, 2, 12])
+def test_overflows_without_end_are_an_error(half: None, every: int) -> None:
+    """In a row or not; resumed, at the same step. The loss scale is the count."""
+    odd = Odd(lambda number: number % every == 0, steep)
+    last = 21 * every
+    with pytest.raises(DistilkitError, match=f"step {last}: fp16 overflows, .* to 0.03125; clips"):
+        list(odd.fit(0, 1_000))
+    stopped, again = (Odd(odd.wrong, steep) for _ in range(2))
+    begun = list(itertools.islice(stopped.fit(0, 1_000), 15 * every))
+    assert sum(not step.updated and not step.broken for step in begun) == 15
+    saved = loop.state(stopped.accelerator, stopped.module, stopped.optimizer)
+    loop.restore(again.accelerator, again.module, again.optimizer, *saved)
+    with pytest.raises(DistilkitError, match=f"step {last}: fp16 overflows"):
+        list(again.fit(15 * every, 1_000))
+
+
+def test_a_loss_scale_may_settle(half: None) -> None:
+    odd = Odd(lambda number: number <= 20, steep)
+    steps = list(odd.fit(0, 60))
+    assert [step.updated for step in steps] == [False] * 20 + [True] * 40
+    assert odd.accelerator.scaler.get_scale() == loop.MIN_SCALE
 
 
 def test_a_step_that_overflows_is_left_out_and_noticed(half: None) -> None:

@@ -1,5 +1,6 @@
 """What killed processes leave is removed by the next; what living ones work on is not."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -11,7 +12,9 @@ import psutil
 import pytest
 from conftest import Run
 
-from distilkit import leftovers
+from distilkit import leftovers, unfinished
+from distilkit.runs import replacing
+from distilkit.unfinished import here
 
 HOLD = """
 import os, signal, sys
@@ -90,17 +93,24 @@ def dead() -> int:
 
 
 def test_what_was_half_written_goes(tmp_path: Path, dead: int) -> None:
-    (tmp_path / f".student.partial-{dead}" / "deep").mkdir(parents=True)
-    (tmp_path / f".a.npy.partial-{dead}.3").write_text("part")
-    (tmp_path / f".a.npy.partial-{os.getpid()}").write_text("of a process of the same number")
+    own = unfinished.beside(tmp_path / "a.npy")
+    own.write_text("of a process that had the same number")
+    (tmp_path / f".student.partial-{dead}-{here()}" / "deep").mkdir(parents=True)
+    (tmp_path / f".a.npy.partial-{dead}-{here()}.3").write_text("part")
     (tmp_path / "student").mkdir()
-    (tmp_path / f".student.old-{dead}").mkdir()
-    kept = {f".student.partial-{os.getppid()}", ".student.partial-x", "a.partial-1", "student"}
+    (tmp_path / f".student.old-{dead}-{here()}").mkdir()
+    living = f".student.partial-{os.getppid()}-{here()}"
+    kept = {living, ".student.partial-x", "a.partial-1", "student"}
+    kept |= {
+        f"...old-{dead}-{here()}",
+        f"....old-{dead}-{here()}",
+    }  # of this folder, and the one above
+    kept |= {f".student.partial-{2**64}-{here()}"}  # no process has such a number
     for name in kept - {"student"}:
         (tmp_path / name).write_text("not ours to remove")
     leftovers.tidy(tmp_path / "student")
     found = {path.name for path in tmp_path.iterdir()}
-    assert found == kept | {f".a.npy.partial-{dead}.3", f".a.npy.partial-{os.getpid()}"}
+    assert found == kept | {f".a.npy.partial-{dead}-{here()}.3", own.name}
     leftovers.tidy_below(tmp_path.parent)
     assert {path.name for path in tmp_path.iterdir()} == kept
     leftovers.tidy(tmp_path / "nowhere" / "file")
@@ -123,7 +133,7 @@ def test_a_killed_commands_file_goes_with_the_next(
 ) -> None:  # fmt: skip
     if command.startswith("layers"):
         pytest.importorskip("matplotlib")
-    half = Path(written).with_name(f".{Path(written).name}.partial-{dead}")
+    half = Path(written).with_name(f".{Path(written).name}.partial-{dead}-{here()}")
     half.parent.mkdir(exist_ok=True)
     half.write_text("half")
     places = {"said": transcribed, "teacher": teacher_folder, "tuned": tuned}
@@ -135,12 +145,161 @@ def test_a_killed_commands_file_goes_with_the_next(
 
 def test_what_was_to_be_replaced_comes_back(tmp_path: Path, dead: int) -> None:
     """Killed between its two moves, a folder is neither the old nor the new one: the old one was whole."""
-    (tmp_path / f".student.old-{dead}").mkdir()
-    (tmp_path / f".student.old-{dead}" / "old").write_text("old")
-    (tmp_path / f".student.partial-{dead}").mkdir()
+    (tmp_path / f".student.old-{dead}-{here()}").mkdir()
+    (tmp_path / f".student.old-{dead}-{here()}" / "old").write_text("old")
+    (tmp_path / f".student.partial-{dead}-{here()}").mkdir()
     leftovers.tidy(tmp_path / "student")
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
     assert (tmp_path / "student" / "old").is_file()
+
+
+WRITE = """
+import socket, sys
+from pathlib import Path
+socket.gethostname = lambda: "the other one"
+from distilkit.runs import replacing
+with replacing(Path(sys.argv[1])) as beside:
+    beside.mkdir()
+    (beside / "half").write_text("half")
+    print(beside, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_process_on_another_machine_writes_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To us its number is that of nobody, or our own: in containers these are small."""
+    other = subprocess.Popen(
+        [sys.executable, "-c", WRITE, str(tmp_path / "student")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert other.stdout is not None
+    written = Path(other.stdout.readline().strip())
+    for number in (2**22 + 1, other.pid):  # more than Linux gives; and the other's, as our own
+        monkeypatch.setattr(leftovers.os, "getpid", lambda number=number: number)
+        monkeypatch.setattr(leftovers.psutil, "pid_exists", lambda _: False)
+        leftovers.tidy(tmp_path / "student")
+        leftovers.tidy_below(tmp_path)
+        with replacing(tmp_path / "student") as beside:
+            assert beside != written
+            beside.mkdir()
+        assert (written / "half").is_file()
+    other.communicate("")
+    assert other.returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+    assert (tmp_path / "student" / "half").is_file()
+
+
+@pytest.mark.parametrize(
+    "mark", ["-0123abcd", ""]
+)  # of another machine; of none, as names once were
+@pytest.mark.parametrize("back", [0, 10 * leftovers.DAY])  # of what the files say; a move is now
+def test_another_machines_leftovers_go_once_nothing_changes(
+    tmp_path: Path, dead: int, monkeypatch: pytest.MonkeyPatch, mark: str, back: float
+) -> None:
+    left = tmp_path / f".student.old-{dead}{mark}"
+    (left / "deep").mkdir(parents=True)
+    (left / "deep" / "file").write_text("old")
+    (tmp_path / f".student.partial-{dead}{mark}").mkdir()
+    (tmp_path / f".a.npy.partial-{dead}{mark}.3").write_text("part")
+    then = time.time() - back
+    for path in (left / "deep" / "file", left / "deep", left):
+        os.utime(path, (then, then))
+    before = sorted(tmp_path.rglob("*"))
+    leftovers.tidy_below(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+    monkeypatch.setattr(leftovers, "DAY", 0.5)
+    time.sleep(0.6)
+    (left / "deep" / "file").write_text("still written")
+    leftovers.tidy_below(tmp_path)
+    assert (left / "deep" / "file").is_file(), "it was written just now"
+    time.sleep(0.6)
+    leftovers.tidy(tmp_path / "student")
+    leftovers.tidy_below(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+    assert (tmp_path / "student" / "deep" / "file").is_file()
+
+
+def test_where_the_disks_clock_cannot_be_asked_nothing_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(**_: object) -> None:
+        raise PermissionError(13, "no")
+
+    (tmp_path / ".a.partial-1-0123abcd").write_text("part")
+    monkeypatch.setattr(leftovers, "DAY", 0.1)
+    time.sleep(0.2)
+    with monkeypatch.context() as patch:
+        patch.setattr(leftovers.tempfile, "TemporaryFile", refused)
+        leftovers.tidy_below(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    leftovers.tidy_below(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("began", "goes"), [(0.5, False), (1.5, True)], ids=["maybe its own", "somebody's else"]
+)
+def test_a_number_that_was_given_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, began: float, goes: bool
+) -> None:
+    """Of a process that began long after the last byte: the first one of a container always lives."""
+    left = tmp_path / f".a.partial-{os.getppid()}-{here()}"
+    left.write_text("part")
+    later = time.time() + began * leftovers.DAY
+    monkeypatch.setattr(leftovers.psutil.Process, "create_time", lambda _: later)
+    leftovers.tidy_below(tmp_path)
+    assert left.exists() != goes
+
+
+def test_a_process_that_may_not_be_looked_at_counts_as_living(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hidden(process: psutil.Process) -> float:
+        raise psutil.NoSuchProcess(process.pid)
+
+    left = tmp_path / f".a.partial-{os.getppid()}-{here()}"
+    left.write_text("part")
+    monkeypatch.setattr(leftovers.psutil.Process, "create_time", hidden)
+    leftovers.tidy_below(tmp_path)
+    assert left.exists()
+
+
+def test_what_others_remove_meanwhile_is_no_error(
+    tmp_path: Path, dead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def faster(path: Path) -> None:
+        path.unlink()
+        raise FileNotFoundError(2, "gone")
+
+    for name in ("a", "b"):
+        (tmp_path / f".{name}.partial-{dead}-{here()}").write_text("part")
+    monkeypatch.setattr(leftovers, "discard", faster)
+    leftovers.tidy_below(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_mark_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stays while the machine runs, and is another by name, start and container."""
+    here.cache_clear()
+    marks, real, readlink = {here()}, Path.read_text, os.readlink
+    assert unfinished.NAME.fullmatch(unfinished.beside(Path("a.b")).name)
+    here.cache_clear()
+    assert marks == {here()}
+    for change in (
+        lambda patch: patch.setattr(unfinished.socket, "gethostname", lambda: "another"),
+        lambda patch: patch.setattr(
+            Path, "read_text", lambda path, **more: real(path, **more).upper() + "2"
+        ),
+        lambda patch: patch.setattr(unfinished.os, "readlink", lambda path: f"2{readlink(path)}"),
+    ):
+        with monkeypatch.context() as patch:
+            change(patch)
+            here.cache_clear()
+            marks.add(here())
+    here.cache_clear()
+    assert len(marks) == (4 if Path("/proc/self/ns/pid").exists() else 2)
 
 
 def test_a_folder_is_removed_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,6 +312,18 @@ def test_a_folder_is_removed_as_a_whole(tmp_path: Path, monkeypatch: pytest.Monk
     assert not folder.exists()
     assert len(list(tmp_path.iterdir())) == 1
     leftovers.tidy(folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_removed_where_its_name_cannot_be_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, to: Path) -> Path:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "units.parts").mkdir()
+    monkeypatch.setattr(Path, "rename", full)
+    leftovers.remove(tmp_path / "units.parts")
     assert list(tmp_path.iterdir()) == []
 
 

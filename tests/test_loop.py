@@ -217,7 +217,56 @@ def test_too_many_in_a_row_name_step_and_clips() -> None:
     setting = Setting()
     bad = [[broken(1, 2)], [broken(1)], [batch([3])], [broken(4)], [broken(1)], [broken(1, 2)]]
     with pytest.raises(DistilkitError, match="step 6, the 3rd in a row: the loss is nan.*`1`, `2`"):
-        list(setting.fit(iter(bad), 0, 6))
+        list(setting.fit(iter(bad), 0, 100))
+
+
+def test_too_many_in_all_name_steps_and_clips() -> None:
+    """Never two in a row, and the student would learn from half of the steps."""
+    setting = Setting()
+    every = itertools.cycle([[broken(7, 0)], [batch([7])]])
+    with pytest.raises(DistilkitError) as told:
+        list(setting.fit(every, 0, 1_000))
+    assert str(told.value).startswith(
+        "step 21: 11 of the last 21 steps were left out (1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21): "
+        "the loss is nan, its gradient norm nan; clips `7`, `0`"
+    )
+    assert "metrics.jsonl" in str(told.value.hint)
+    assert "--set train.learning_rate" in str(told.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("before", "number", "steps", "ends"),
+    [
+        ([*range(10, 100, 10)], 100, 1_000, False),  # 10 of 100
+        ([5, *range(10, 100, 10)], 100, 1_000, True),
+        (
+            [5, *range(10, 100, 10)],
+            105,
+            1_000,
+            False,
+        ),  # the first is 101 steps back, in a stretch of its own
+        ([4, 8], 12, 1_000, False),
+        ([2, 5], 8, 20, False),  # three may be in any run
+        ([2, 5, 8], 11, 20, True),
+        ([2, 5, 8, 11], 14, 50, False),
+        ([2, 5, 8, 11, 14], 17, 50, True),
+        ([1], 2, 20, False),
+        ([6, 7], 8, 1_000, True),
+    ],
+)
+def test_steps_that_were_left_out_before_count(
+    before: list[int], number: int, steps: int, ends: bool
+) -> None:
+    setting = Setting()
+    done = loop.fit(
+        setting.accelerator, setting.module, setting.optimizer, iter([[broken(7)]]), setting.loss_of,
+        setting.recipe.train, start=number - 1, steps=steps, broken=before,
+    )  # fmt: skip
+    if ends:
+        with pytest.raises(DistilkitError, match=f"step {number}.* clips `7`"):
+            next(done)
+    else:
+        assert next(done).broken
 
 
 def test_a_gradient_that_is_not_finite_is_noticed() -> None:

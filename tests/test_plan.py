@@ -4,13 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Run, make_model, quick
+from conftest import Run as Command
+from conftest import make_model, quick
 
-from distilkit import distill, loop, plan, training
+from distilkit import distill, loop, plan, resuming, training
 from distilkit.cli import course
 from distilkit.encoder import Encoder, encode, exact
 from distilkit.errors import DistilkitError
 from distilkit.plan import Trial
+from distilkit.runs import Run
 
 GIB = 2**30
 
@@ -29,6 +31,30 @@ class Card:
             return None
         # a launch costs as much as half a clip; recomputing a quarter more
         return Trial(seconds=(1 + 0.5 / count) * (1.25 if recompute else 1), peak=int(peak * GIB))
+
+
+GOOD = {
+    "steps": 4, "steps_per_pass": 2, "micro_seconds": 4.0, "workers": 0, "precision": "fp32", "device": "cpu",
+    "gradient_checkpointing": False, "choices": [], "stored": None, "stored_bytes": 0, "front_width": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"steps": 0}, {"steps": 4.5}, {"steps": True}, {"steps": "4"}, {"steps_per_pass": -1},
+        {"micro_seconds": float("nan")}, {"micro_seconds": 0}, {"micro_seconds": [4]}, {"workers": 10**6},
+        {"workers": -1}, {"precision": "fp8"}, {"precision": ["fp32"]}, {"device": "moon"}, {"device": {}},
+        {"gradient_checkpointing": "yes"}, {"stored": "fp8"}, {"stored_bytes": -1}, {"front_width": 1.5},
+        {"choices": 3}, {"choices": [{"name": "a"}]}, {"more": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_plan_that_no_run_can_have(lie: dict[str, object], tmp_path: Path) -> None:
+    with training.reading(Run(tmp_path)):
+        assert resuming.decided(GOOD).steps == 4
+    with pytest.raises(DistilkitError, match="is damaged: "), training.reading(Run(tmp_path)):
+        resuming.decided({**GOOD, **lie})
 
 
 @pytest.mark.parametrize(
@@ -173,7 +199,7 @@ def test_what_is_no_amount(text: str) -> None:
         course.memory_gib(text)
 
 
-def test_less_memory_is_less_at_once(run: Run, speech: Path, teacher_folder: Path) -> None:
+def test_less_memory_is_less_at_once(run: Command, speech: Path, teacher_folder: Path) -> None:
     asked = ("distill", speech, "--teacher", teacher_folder, "--recipe", "smoke", "--steps", "1")
     more = (
         "--set",
@@ -191,9 +217,7 @@ def test_less_memory_is_less_at_once(run: Run, speech: Path, teacher_folder: Pat
         return float(plan_of(place)["micro_seconds"])
 
     def plan_of(place: str) -> dict[str, object]:
-        from distilkit.runs import Run as Folder
-
-        return Folder(Path(place)).read()["plan"]
+        return Run(Path(place)).read()["plan"]
 
     assert lasting("b") < lasting("a")
     assert plan_of("b")["gradient_checkpointing"] is True

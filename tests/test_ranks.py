@@ -116,6 +116,84 @@ def test_processes_follow_one_plan(speech: Path, teacher_folder: Path, tmp_path:
     assert len(Run(tmp_path / "run").rows("metrics.jsonl")) == 6
 
 
+WRONG = """
+import json, os, sys
+from dataclasses import replace
+from distilkit import distill, loop
+from distilkit.cli import main
+from distilkit.distill import parts
+from distilkit.objectives import Loss
+
+seed_step, rank, now = loop.seed_step, int(os.environ["RANK"]), [0]
+seen = open(f"{os.environ['SEEN']}-{rank}", "a")
+
+
+def seeded(*given):
+    if len(given) == 3:  # of a step, not of a validation
+        now[0] = given[1]
+    seed_step(*given)
+
+
+def assemble(*given):
+    made, targets = parts.assemble(*given)
+
+    def loss_of(module, batch):
+        loss = made.loss_of(module, batch)
+        seen.write(json.dumps([now[0], batch.ids]) + chr(10))
+        seen.flush()
+        total = loss.total
+        if rank == 1 and now[0] in (2, 6, 7, 8):
+            total = total * float("nan")
+        if rank == 1 and now[0] == 4:  # the gradient alone
+            total = total + (total - total.detach()).sqrt()
+        return Loss(total=total, parts=loss.parts)
+
+    return replace(made, loss_of=loss_of), targets
+
+
+loop.seed_step, distill.assemble = seeded, assemble
+sys.argv[0] = "distilkit"
+main()
+"""
+
+
+@pytest.mark.slow
+def test_clips_are_those_of_the_process_in_which_it_went_wrong(
+    speech: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wrong.py").write_text(WRONG)
+    monkeypatch.setenv("SEEN", str(tmp_path / "seen"))
+    recipe = quick(*CHANGES, "train.steps=100", "targets.store=none", "batches.micro_seconds=2")
+    (tmp_path / "recipe.toml").write_text(config.dump_recipe(recipe))
+    process = launch(
+        2, speech, "--teacher", teacher_folder, "--recipe", tmp_path / "recipe.toml",
+        "--out", tmp_path / "run", program=[tmp_path / "wrong.py"],
+    )  # fmt: skip
+    _, log = process.communicate(timeout=240)
+    assert process.returncode != 0
+    rows = Run(tmp_path / "run").rows("metrics.jsonl")
+    assert [row["step"] for row in rows if row.get("broken")] == [2, 4, 6, 7]
+    clips: list[dict[int, list[str]]] = [{}, {}]
+    for rank in (0, 1):
+        for line in (tmp_path / f"seen-{rank}").read_text().splitlines():
+            number, ids = json.loads(line)
+            clips[rank].setdefault(number, []).extend(ids)
+
+    def named(rank: int, number: int, most: int) -> str:
+        ids = clips[rank][number]
+        more = f" and {len(ids) - most} more" if len(ids) > most else ""
+        return f"process {rank}: clips {', '.join(f'`{id}`' for id in ids[:most])}{more}"
+
+    assert not set(clips[0][2]) & set(clips[1][2])
+    wrong = "the loss is nan, its gradient norm nan; "
+    for number in (2, 6, 7):
+        assert rows[number - 1]["broken"] == wrong + named(1, number, 8)
+    assert rows[3]["loss"] is not None
+    all_of_them = f"{named(0, 4, 4)}; {named(1, 4, 4)}"
+    assert rows[3]["broken"].partition("; ")[2] == all_of_them
+    assert f"step 8, the 3rd in a row: {wrong}{named(1, 8, 8)}" in " ".join(log.split())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_one_of_two_is_killed_and_both_are_resumed(

@@ -22,6 +22,7 @@ from conftest import fine, quick
 from reports import edit, make_hostile, make_long
 
 from distilkit import ctc, distill, loop, rates, report
+from distilkit.data import tables
 from distilkit.errors import DistilkitError
 from distilkit.report import charts, history, measure, page, results, sources
 from distilkit.runs import Run
@@ -401,6 +402,35 @@ def test_files_that_say_other_things_are_one_error(
             (folder / name).write_bytes(whole)
     assert sum(ends[name] for name in names) > 10
     assert ends["used"] > 10
+
+
+def test_no_report_runs_what_a_manifest_says(copied_ctc: Path, tmp_path: Path) -> None:
+    (copied_ctc / "report.json").unlink()
+    path, ran = copied_ctc / "audio.jsonl.gz", tmp_path / "ran"
+    script = tmp_path / "script"
+    script.write_text(f"#!/bin/sh\ntouch {ran}\n")
+    script.chmod(0o755)
+    rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    for row in rows:
+        row["recording"]["sources"][0] |= {"type": "command", "source": str(script)}
+    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    _, problems = report.complete(Run(copied_ctc))
+    assert not ran.exists()
+    assert "not in a file" in problems["utterances"]
+
+
+def test_a_manifest_that_unpacks_to_gigabytes_is_not_read(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, read = copied / "audio.jsonl.gz", list[int]()
+    whole = gzip.decompress(path.read_bytes())
+    path.write_bytes(gzip.compress(whole) + gzip.compress(b" " * (1 << 24), 9) * 5)
+    real = tables.parse_json
+    monkeypatch.setattr(tables, "parse_json", lambda text: read.append(len(text)) or real(text))
+    monkeypatch.setattr(sources, "parse_json", tables.parse_json, raising=False)
+    found = sources.read(copied)
+    assert found.windows == len(whole.splitlines())
+    assert max(read) < 1 << 16
 
 
 def test_a_run_that_has_only_begun(copied: Path) -> None:

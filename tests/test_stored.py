@@ -316,6 +316,7 @@ def test_a_journal_that_lies_is_one_error(
     row = json.loads(lines[0]) | lie
     data = (tmp_path / "part-0.bin").read_bytes()[row["at"] : row["at"] + row["size"]]
     row["kept"] = zlib.crc32(data)
+    del row["line"]  # as in older stores
     journal.write_text("\n".join([json.dumps(row), *lines[1:]]) + "\n")
     store = Store(tmp_path, WHAT)
     if lie == {"at": 1}:  # bytes of the right number, and nothing says that they are others
@@ -329,6 +330,48 @@ def test_a_journal_that_lies_is_one_error(
             refused.append(error.problem)
     assert len(refused) == 1
     assert "part-0.bin` are damaged" in refused[0]
+
+
+@pytest.mark.parametrize("form", ["fp16", "int8"])
+@pytest.mark.parametrize(
+    "lie", [{"powers": [0, 9, 0]}, {"powers": [10**30, 0, 0]}, {"wave": 7}, {"at": 1}]
+)
+def test_a_line_that_is_not_as_it_was_written_counts_for_nothing(
+    windows: list[MonoCut], live: LiveTargets, tmp_path: Path, lie: dict[str, object], form: Any
+) -> None:
+    what = replace(WHAT, form=form)
+    store = Store(tmp_path, what)
+    for _ in fill(store, windows, live, 8.0):
+        pass
+    journal = tmp_path / "part-0.jsonl"
+    lines = journal.read_text().splitlines()
+    row = json.loads(lines[0]) | lie
+    journal.write_text("\n".join([json.dumps(row), *lines[1:]]) + "\n")
+    assert len(Store(tmp_path, what).missing(windows)) == 1
+
+
+def test_a_journal_that_is_a_folder_is_written_anew(
+    windows: list[MonoCut], live: LiveTargets, tmp_path: Path
+) -> None:
+    store = filled(tmp_path, windows, live)
+    journal = tmp_path / "part-0.jsonl"
+    journal.unlink()
+    journal.mkdir()
+    store = Store(tmp_path, WHAT)
+    assert len(store.missing(windows)) == len(windows)
+    for _ in fill(store, windows, live, 8.0):
+        pass
+    assert journal.is_file()
+    assert Store(tmp_path, WHAT).missing(windows) == []
+
+
+def test_a_lock_that_cannot_be_opened_is_one_error(
+    windows: list[MonoCut], live: LiveTargets, tmp_path: Path
+) -> None:
+    store = Store(tmp_path, WHAT)
+    (tmp_path / ".part-0.lock").mkdir()
+    with pytest.raises(DistilkitError, match="cannot write .*part-0.lock`: Is a directory"):
+        next(fill(store, windows, live, 8.0))
 
 
 def test_changed_sound_is_noticed_and_a_new_name_is_not(

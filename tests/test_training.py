@@ -1,5 +1,6 @@
 """The course of a run: what is left out, what ends it, and what it goes on from."""
 
+import gzip
 import json
 import shutil
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Run as Command
 from conftest import quick
 
 from distilkit import training
@@ -130,6 +132,137 @@ def test_a_run_whose_files_make_no_sense_is_one_error(
         list(train(prepare([], out=run, resume=True)))
 
 
+def test_a_checkpoint_that_is_not_finite_is_not_gone_on_with(stopped: Path, tmp_path: Path) -> None:
+    """Its last steps would be left out, and what is no number would be the student."""
+    for start in ("module.", "optimizer."):
+        run = tmp_path / start
+        shutil.copytree(stopped, run)
+
+        def spoil(tensors: dict[str, torch.Tensor], _: object, start: str = start) -> None:
+            name = next(
+                name for name, value in tensors.items() if name.startswith(start) and value.ndim
+            )
+            tensors[name].view(-1)[0] = torch.nan
+
+        checkpoint(spoil)(run)
+        with pytest.raises(DistilkitError, match=f"damaged: `{start}.*` is not finite"):
+            list(train(prepare([], out=run, resume=True)))
+
+
+@pytest.mark.parametrize("name", ["recipe.toml", "run.json"])
+def test_a_folder_in_the_place_of_a_file_of_a_run(stopped: Path, tmp_path: Path, name: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(stopped, run)
+    (run / name).unlink()
+    (run / name).mkdir()
+    with pytest.raises(DistilkitError, match="damaged|no run"):
+        prepare([], out=run, resume=True)
+
+
+def test_a_description_without_what_is_needed_is_noticed_before_the_first_step(
+    stopped: Path, tmp_path: Path, run: Command
+) -> None:
+    facts, ends = json.loads((stopped / "run.json").read_text()), set()
+    for key in [*facts, *(f"teacher.{name}" for name in facts["teacher"])]:
+        folder = tmp_path / key
+        shutil.copytree(stopped, folder)
+        told = json.loads(json.dumps(facts))
+        inner = told["teacher"] if "." in key else told
+        del inner[key.rpartition(".")[2]]
+        (folder / "run.json").write_text(json.dumps(told))
+        code, _, err = run("distill", "--resume", "--out", folder)
+        assert "unexpected" not in err, (key, err)
+        assert "error: " in err or not code, (key, err)
+        assert code == 0 or "step 4" not in err, (key, err)
+        ends.add(code)
+    assert ends == {0, 1}
+
+
+def test_windows_that_came_and_went_are_noticed(stopped: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(stopped, run)
+    path = run / "audio.jsonl.gz"
+    lines = gzip.decompress(path.read_bytes()).splitlines(keepends=True)
+    for rows in ([*lines, lines[0]], lines[1:], lines[:-1]):
+        path.write_bytes(gzip.compress(b"".join(rows)))
+        with pytest.raises(DistilkitError, match="damaged: its windows last"):
+            prepare([], out=run, resume=True)
+
+
+@pytest.mark.parametrize("text", ["", "[objective]\nlayers = 'content'\n"])
+def test_a_recipe_without_the_layers_that_were_chosen(
+    stopped: Path, tmp_path: Path, text: str
+) -> None:
+    """What a run keeps says them by their numbers."""
+    run = tmp_path / "run"
+    shutil.copytree(stopped, run)
+    (run / "recipe.toml").write_text(text)
+    with pytest.raises(DistilkitError, match="damaged: a recipe whose layers are no numbers"):
+        list(train(prepare([], out=run, resume=True)))
+
+
+def test_a_student_whose_settings_are_none(stopped: Path, tmp_path: Path) -> None:
+    """Of a run whose student is made of these alone, and its weights are in the checkpoint."""
+    run = tmp_path / "run"
+    shutil.copytree(stopped, run)
+    facts = json.loads((run / "run.json").read_text())
+    student = facts["student"] | {"from": {"name": "m"}}
+    for value in (None, "1e-5", [1]):
+        student["config"]["layer_norm_eps"] = value
+        (run / "run.json").write_text(json.dumps(facts | {"student": student}))
+        with pytest.raises(DistilkitError, match="damaged: .*layer_norm_eps"):
+            prepare([], out=run, resume=True)
+
+
+def test_what_is_inspected_of_a_run_makes_sense_or_is_one_error(
+    stopped: Path, tmp_path: Path, run: Command
+) -> None:
+    damages: list[tuple[str, str]] = [
+        ("metrics.jsonl", '{"step": 1}\n'),
+        (
+            "run.json",
+            json.dumps(json.loads((stopped / "run.json").read_text()) | {"train_seconds": "a"}),
+        ),
+        ("run.json", "{}"),
+    ]
+    for number, (name, text) in enumerate(damages):
+        folder = tmp_path / str(number)
+        shutil.copytree(stopped, folder)
+        (folder / name).write_text(text)
+        code, _, err = run("inspect", folder)
+        assert code == 1
+        assert f"error: what `{folder}` holds is damaged: " in err
+
+
+LOGGED = {
+    "a loss that is a text": {"loss": "low"},
+    "no loss": {"loss": ...},
+    "a validation that is a list": {"valid": [1]},
+    "a validation of texts": {"valid": {"loss": "low", "wer": "low"}},
+    "no audio": {"audio_seconds": ...},
+}
+
+
+@pytest.mark.parametrize("damage", LOGGED)
+def test_a_log_that_says_other_things_is_noticed_before_the_first_step(
+    stopped: Path, tmp_path: Path, damage: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(stopped, run)
+    first, *rest = (run / "metrics.jsonl").read_text().splitlines()
+    row = {
+        key: value
+        for key, value in {**json.loads(first), **LOGGED[damage]}.items()
+        if value is not ...
+    }
+    (run / "metrics.jsonl").write_text("\n".join([json.dumps(row), *rest]) + "\n")
+    done = []
+    with pytest.raises(DistilkitError, match="damaged"):
+        for step in train(prepare([], out=run, resume=True)):
+            done.append(step.number)
+    assert not done
+
+
 def test_a_run_that_began_with_next_to_nothing_may_have_ten_times_that() -> None:
     """As a recogniser that is trained further on other people."""
     every: training.Rows = [{"step": n, "loss": 0.02 if n < 21 else 0.3} for n in range(1, 201)]
@@ -183,6 +316,50 @@ def test_a_step_that_is_left_out_is_in_the_log_and_on_the_card(
     assert first["broken"] == steps[0].broken
     card = (tmp_path / "run" / "student" / "README.md").read_text()
     assert f"{steps[1].loss:.4f} at step 2" in card
+
+
+@pytest.mark.parametrize(
+    ("wrong", "after", "last"),
+    [({2, 5, 8, 11}, 6, 11), ({6, 7, 8}, 7, 8)],
+    ids=["too many in all", "three in a row"],
+)
+def test_stopped_and_resumed_too_many_broken_steps_end_at_the_same_one(
+    speech: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    wrong: set[int], after: int, last: int,
+) -> None:  # fmt: skip
+    recipe = quick("data.valid_fraction=0.0", "train.validate_every=100", "train.steps=20", "targets.store=none")  # fmt: skip
+    options = {"teacher": str(teacher_folder), "recipe": recipe}
+    done: list[int] = []
+
+    def assemble(*given: Any) -> Any:
+        made, targets = parts.assemble(*given)
+
+        def loss_of(module: torch.nn.Module, batch: Batch) -> Loss:
+            loss, factor = made.loss_of(module, batch), torch.nan if len(done) + 1 in wrong else 1.0
+            return Loss(total=loss.total * factor, parts=loss.parts)
+
+        return replace(made, loss_of=loss_of), targets
+
+    monkeypatch.setattr("distilkit.distill.assemble", assemble)
+
+    def follow(job: Any, stop: Callable[[], bool]) -> None:
+        for step in train(job, stop):
+            done.append(step.number)
+
+    said = []
+    with pytest.raises(DistilkitError, match=f"step {last}") as told:
+        follow(prepare([speech], out=tmp_path / "whole", **options), lambda: False)
+    said.append(str(told.value))
+    done.clear()
+    follow(prepare([speech], out=tmp_path / "broken", **options), lambda: len(done) == after - 1)
+    assert done == [*range(1, after + 1)]
+    with pytest.raises(DistilkitError, match=f"step {last}") as told:
+        follow(prepare([], out=tmp_path / "broken", resume=True), lambda: False)
+    said.append(str(told.value))
+    assert said[0] == said[1]
+    rows, again = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "broken"))
+    assert rows == again
+    assert rows.count(b"\n") == last - 1
 
 
 def test_a_damaged_checkpoint_costs_the_steps_behind_the_one_before(

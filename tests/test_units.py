@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from distilkit.audio import frames
 from distilkit.codebooks import mfcc
 from distilkit.encoder import Encoder, encode
 from distilkit.errors import DistilkitError
+from distilkit.unfinished import beside
 from distilkit.units import WINDOWS, Units, units
 
 FILES = ["README.md", "codebook.safetensors", "skipped.tsv", "units.jsonl", "units.km"]
@@ -83,7 +83,7 @@ def test_stopped_and_started_again(
     assert not (tmp_path / "again").exists()
     found: list[int] = []
     monkeypatch.setattr(codebooks, "find", lambda *_: found.append(1))
-    (tmp_path / ".again.parts" / f".asked.json.partial-{os.getpid()}").write_text("{")
+    beside(tmp_path / ".again.parts" / "asked.json").write_text("{")
     assert content(units([speech], tmp_path / "again", clusters=12).folder) == whole
     assert found == []
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "again"}
@@ -95,7 +95,7 @@ def test_killed_once_all_was_done_nothing_is_left_by_the_next(
 ) -> None:
     def killed(folder: Path) -> None:
         if half:
-            folder.rename(folder.with_name(f".{folder.name}.partial-{os.getpid()}"))
+            folder.rename(beside(folder))
         raise Killed
 
     out = tmp_path / "out"
@@ -278,3 +278,24 @@ def test_long_recordings_are_cut(tmp_path: Path) -> None:
     assert ends[:-1] == pytest.approx(starts[1:], abs=1e-3)
     assert ends[-1] == pytest.approx(34.0, abs=1e-3)
     assert "long ä" in (made.folder / "units.jsonl").read_text(encoding="utf-8")
+
+
+def test_what_is_begun_is_not_written_to_where_a_link_leads_out(
+    speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, mine = tmp_path / "out", tmp_path / "mine"
+    real = unit_finding.stored.fill
+
+    def killed(*_: Any) -> Any:
+        raise Killed
+
+    monkeypatch.setattr(unit_finding.stored, "fill", killed)
+    with pytest.raises(Killed):
+        units([speech], out, clusters=12)
+    monkeypatch.setattr(unit_finding.stored, "fill", real)
+    (tmp_path / ".out.parts" / "units").rename(mine)
+    before = sorted(mine.iterdir())
+    (tmp_path / ".out.parts" / "units").symlink_to(mine)
+    with pytest.raises(DistilkitError, match="is a link to"):
+        units([speech], out, clusters=12)
+    assert sorted(mine.iterdir()) == before

@@ -107,6 +107,7 @@ def _measured(rows: Rows) -> list[str]:
             *(
                 f"| {_part(name)} | {value:.4f} | {last['valid'][name]:.4f} |"
                 for name, value in first["valid"].items()
+                if name in last["valid"]
             ),
             "",
             "The loss says how well the student predicts its teacher, not how well it does a task.",

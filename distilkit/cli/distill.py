@@ -77,6 +77,7 @@ def distill(
                 locate(name)  # before the imports that take seconds
 
     from distilkit.distill import disk_bytes, measure, prepare
+    from distilkit.training import gone_on
 
     job = prepare(
         audio or [],
@@ -87,7 +88,8 @@ def distill(
         resume=resume,
         track=console.track,
     )
-    announce(job, planned=plan)
+    with gone_on(job.run, job.resumed):
+        announce(job, planned=plan)
     if plan:
         console.say("measuring a few steps ...")
         course.show_plan(job, measure(job, console.track), disk_bytes(job), json)
@@ -120,13 +122,16 @@ def follow(job: "Job", again: str = "") -> float:
     """
     from distilkit.cli import console, course
     from distilkit.distill import disk_bytes, finds_units, train
+    from distilkit.training import gone_on
 
+    with gone_on(job.run, job.resumed):
+        disk = disk_bytes(job)
     if finds_units(job):
         console.say("finding the units ...")
     return course.follow(
         lambda stop: train(job, stop, console.track),
         job,
-        disk_bytes(job),
+        disk,
         again or course.resuming("distill", job.run.folder),
     )
 

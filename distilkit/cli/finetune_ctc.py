@@ -84,7 +84,11 @@ def finetune_ctc(
     changes += [f"data.text_column={text_column}"] if text_column else []
     changes += [f"lora.rank={rank or 16}"] if lora else []
     job = _prepared(data or [], tokenizer, model, out, recipe, changes, merge, resume)
-    _announce(job, plan)
+
+    from distilkit.training import gone_on
+
+    with gone_on(job.run, job.resumed):
+        _announce(job, plan)
     if plan:
         from distilkit import ctc
         from distilkit.cli import console, course

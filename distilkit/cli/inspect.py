@@ -26,6 +26,20 @@ def inspect(
 
     `distilkit inspect ./my_audio`
     """
+    from distilkit.errors import DistilkitError
+    from distilkit.runs import MALFORMED, Run
+
+    try:
+        _show(path, text_column, json)
+    except MALFORMED as error:
+        if not Run(Path(path)).exists:
+            raise
+        said = f"`{error.args[0]}` is missing" if isinstance(error, KeyError) else str(error)
+        again = "start a new run with another --out"
+        raise DistilkitError(f"what `{path}` holds is damaged: {said}", again) from error
+
+
+def _show(path: str, text_column: str, json: bool) -> None:
     from distilkit.cli import console
     from distilkit.data.sources import WRONG
 

@@ -104,7 +104,7 @@ def transcribe(
         search=search,
         timed=timed,
         device=opened.device,
-        done=begun.has,
+        done=lambda item: place is not None and begun.has(item, place(item.id)),
     )
     skipped, done = list["Skipped"](), 0
     written = f"written to `{out}`" if out else "printed"
@@ -114,9 +114,8 @@ def transcribe(
     for item in _usable(results, len(found), skipped):
         done += 1
         if isinstance(item, Found):
-            assert place is not None
-            place(item.id)  # its name is taken
-        elif place is not None:
+            continue
+        if place is not None:
             begun.write(item, place(item.file), format)
         else:
             text = FORMATS[format](item).removesuffix("\n")

@@ -29,13 +29,14 @@ from distilkit import (
     plan,
     recognisers,
     report,
+    resuming,
     students,
     teachers,
     tokenizers,
     training,
 )
 from distilkit.audio import frames
-from distilkit.ctc.loss import loss_function, told
+from distilkit.ctc.loss import MEASURED, loss_function, told
 from distilkit.ctc.trainee import Trainee, assemble, groups
 from distilkit.data import Skipped, splits, transcripts
 from distilkit.encoder import digest_of
@@ -285,16 +286,22 @@ def train(job: Job, stop: Callable[[], bool] = lambda: False) -> Iterator[loop.S
 
     def enough(rows: Rows) -> bool:
         checks = [row for row in rows if "valid" in row]
+        if any(row["valid"].keys() != MEASURED for row in checks):
+            raise ValueError("a validation of something else")
         chosen, patience = best(rows), recipe.train.patience
         since = 0 if chosen is None else len(checks) - 1 - checks.index(chosen)
         return bool(patience) and since >= patience
 
     with training.holding(run, accelerator):
+        with training.gone_on(run, job.resumed):
+            made = parts(job, accelerator)
+            if job.resumed:
+                _card(job)()  # at the end it would be late to find that it cannot be written
         done = yield from training.steps(
             run,
             recipe,
             job.plan,
-            parts(job, accelerator),
+            made,
             accelerator,
             train=job.train,
             valid=job.valid,
@@ -427,21 +434,25 @@ def _kept(path: Path, wanted: Set[str]) -> dict[str, Tensor]:
     return found
 
 
-def _finish(job: Job, trainee: Trainee) -> None:
-    folder, rows = job.run.folder, job.run.rows("metrics.jsonl")
-    if (folder / BEST).is_file():
-        kept = _kept(folder / BEST, trainee.weights().keys())
-        trainee.load_state_dict(kept, strict=False)  # what is frozen is as it was
-    trainee.eval()
-    write = partial(
+def _card(job: Job) -> Callable[..., str]:
+    return partial(
         cards.recogniser_card,
         facts=job.facts,
         recipe=job.recipe,
         tokenizer=job.tokenizer,
-        rows=rows,
+        rows=(rows := job.run.rows("metrics.jsonl")),
         speed=job.run.rows("speed.jsonl"),
         best=best(rows),
     )
+
+
+def _finish(job: Job, trainee: Trainee) -> None:
+    folder = job.run.folder
+    if (folder / BEST).is_file():
+        kept = _kept(folder / BEST, trainee.weights().keys())
+        trainee.load_state_dict(kept, strict=False)  # what is frozen is as it was
+    trainee.eval()
+    write = _card(job)
     (adapters,) = trainee.adapters
     made, base = trainee.recogniser, job.facts["base"]
     if adapters is None:
@@ -494,14 +505,15 @@ def _reopen(run: Run, transcribed: Sequence[str | Path], merge: bool) -> Job:
         )
     _, checkpoint = teachers.again(facts["base"], f"`{run.folder}` began with")
     windows, valid = data.load_windows(run.folder / "audio.jsonl.gz")
+    resuming.check_windows(facts, windows, valid)
     return Job(
         run=run,
         recipe=settings,
         checkpoint=checkpoint,
-        tokenizer=tokenizers.load(run.folder / TOKENIZER),
+        tokenizer=resuming.tokenizer(run.folder / TOKENIZER, facts["tokenizer"]),
         train=windows,
         valid=valid,
-        plan=plan.again(facts["plan"]),
+        plan=resuming.decided(facts["plan"]),
         resumed=True,
         facts=facts,
         collection=None,

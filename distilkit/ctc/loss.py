@@ -142,6 +142,9 @@ def _parts(
     return {name: torch.tensor(float(value)) for name, value in counted.items()}
 
 
+MEASURED = {"loss", "wer", "cer", "empty", "blank"}  # of a validation
+
+
 def told(valid: dict[str, float]) -> dict[str, float]:
     """A validation as rates: words and characters wrong, utterances without a word, blank frames."""
     return {

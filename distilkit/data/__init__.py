@@ -21,7 +21,7 @@ from distilkit.errors import DistilkitError
 from distilkit.wording import counted
 
 if TYPE_CHECKING:
-    from lhotse import MonoCut
+    from lhotse import MonoCut, Recording
 
 __all__ = [
     "MAX_UNUSABLE",
@@ -44,6 +44,7 @@ __all__ = [
     "survey",
     "transcripts",
     "untracked",
+    "window",
 ]
 
 
@@ -252,37 +253,50 @@ def dump_windows(collection: Collection) -> bytes:
     return packed.getvalue()
 
 
+def window(row: dict[str, Any], known: "dict[tuple[str, str], Recording]") -> "MonoCut":
+    """A window from a row that `dump_windows` wrote; nothing that it names is run.
+
+    Args:
+        row: what it says.
+        known: the recordings up to now, which windows share.
+    """
+    from lhotse import MonoCut, Recording, SupervisionSegment
+
+    told = row["recording"]
+    (sound,) = told["sources"]
+    if sound["type"] != "file":
+        raise ValueError("a window whose sound is not in a file")  # a command is never run
+    place = told["id"], sound["source"]
+    if place not in known:
+        known[place] = Recording.from_dict(told)
+    return MonoCut(
+        id=row["id"],
+        start=row["start"],
+        duration=row["duration"],
+        channel=row["channel"],
+        supervisions=[SupervisionSegment.from_dict(words) for words in row["supervisions"]],
+        recording=known[place],
+        custom=row["custom"],
+    )
+
+
 def load_windows(path: Path) -> "tuple[list[MonoCut], list[MonoCut]]":
     """Training and validation windows from a manifest that `dump_windows` made.
 
     Raises:
         DistilkitError: the manifest is damaged, or one of the audio files in it is gone.
     """
-    from lhotse import MonoCut, Recording, SupervisionSegment
-
     recordings: dict[tuple[str, str], Recording] = {}
     abouts: dict[tuple[tuple[str, Any], ...], dict[str, Any]] = {}  # which windows share
     sides: dict[str, list[MonoCut]] = {"train": [], "valid": []}
     try:
         for _, row in tables.json_lines(path):
-            told = row["recording"]
-            (sound,) = told["sources"]
-            if sound["type"] != "file":
-                raise ValueError("a window whose sound is not in a file")  # a command is never run
-            place = told["id"], sound["source"]
-            if place not in recordings:
-                recordings[place] = Recording.from_dict(told)
-            about = row["custom"]
-            cut = MonoCut(
-                id=row["id"],
-                start=row["start"],
-                duration=row["duration"],
-                channel=row["channel"],
-                supervisions=[SupervisionSegment.from_dict(words) for words in row["supervisions"]],
-                recording=recordings[place],
-                custom=abouts.setdefault(tuple(about.items()), about),
-            )
+            cut = window(row, recordings)
+            about = cut.custom
+            cut.custom = abouts.setdefault(tuple(about.items()), about)
             sides[about["split"]].append(cut)
+        if not sides["train"]:
+            raise ValueError("no window to train on")
     except (LookupError, TypeError, AttributeError, ValueError, AssertionError) as error:
         raise DistilkitError(
             f"`{path}` is damaged: {error}", "start a new run with another --out"

@@ -24,6 +24,7 @@ from distilkit.errors import DistilkitError
 SILENCE_PEAK = 3e-4  # of full scale (-70 dBFS), after the mean is taken away
 QUIET_SECONDS = 0.05  # the stretch whose energy decides where a long recording is cut
 FULL = 2**20  # bytes; a disk with less is full
+FLAC_SOUND = slice(26, 42)  # bytes of a FLAC file that hold the MD5 of its samples
 CUT_ZONE = 1 / 3  # cuts fall in this last share of the longest window
 
 
@@ -126,13 +127,17 @@ def _copy_path(path: Path, cache: Path) -> Path:
 
 
 def _read_copy(copy: Path, measure: "_Measure") -> bool:
-    """Measure an earlier decoded copy; False where there is none, or it is damaged."""
+    """Measure an earlier decoded copy; False where there is none, or its sound is not what was written."""
+    sound = hashlib.md5(usedforsecurity=False)
     try:
         for block in decode(copy).blocks:
             measure.add(block)
-    except AudioError:
+            steps = np.clip(block * 32768, -32768, 32767)
+            sound.update(steps.astype("<i2").tobytes())
+        with copy.open("rb") as file:
+            return file.read(FLAC_SOUND.stop)[FLAC_SOUND] == sound.digest()
+    except (AudioError, OSError):
         return False
-    return True
 
 
 def _write_copy(blocks: Iterator[Samples], copy: Path, measure: "_Measure") -> None:

@@ -23,6 +23,7 @@ from distilkit import (
     loop,
     plan,
     report,
+    resuming,
     stored,
     students,
     teachers,
@@ -213,12 +214,19 @@ def train(
     with training.holding(run, accelerator):
         codebook, store = run.folder / codebooks.FILE, None
         if decided.stored:
-            targets = targets_of(job, accelerator, codebook)
+            with training.gone_on(run, job.resumed):
+                targets = targets_of(job, accelerator, codebook)
             store = keeping.filled(job, accelerator, targets, stop, track)
             if store is None:
                 return
             del targets  # nothing of the teacher stays in memory: all it had to say is on the disk
-        made, _ = assemble(job, accelerator, codebook, all_stored if store else None)
+        with training.gone_on(run, job.resumed):
+            made, _ = assemble(job, accelerator, codebook, all_stored if store else None)
+            assert isinstance(made.module, Distiller)
+            if job.resumed:
+                _card(
+                    job, made.module
+                )  # at the end it would be late to find that it cannot be written
         if store is not None:
             made = replace(made, beside=store.read)
             if job.teacher is not None:
@@ -332,6 +340,7 @@ def _reopen(run: Run, audio: Sequence[str | Path]) -> Job:
     settings = config.parse_recipe(
         tomllib.loads((run.folder / "recipe.toml").read_text(encoding="utf-8")), str(run.folder)
     )
+    resuming.check_recipe(settings)
     if run.finished:
         training.tidied(run, run.folder / keeping.FOLDER)
         raise DistilkitError(
@@ -339,6 +348,7 @@ def _reopen(run: Run, audio: Sequence[str | Path]) -> Job:
             "distilkit distill AUDIO --out DIR for another run",
         )
     windows, valid = data.load_windows(run.folder / "audio.jsonl.gz")
+    resuming.check_windows(facts, windows, valid)
     job = Job(
         run=run,
         recipe=settings,
@@ -347,7 +357,7 @@ def _reopen(run: Run, audio: Sequence[str | Path]) -> Job:
         existing=None,
         train=windows,
         valid=valid,
-        plan=plan.again(facts["plan"]),
+        plan=resuming.decided(facts["plan"]),
         resumed=True,
         facts=facts,
         collection=None,
@@ -365,6 +375,16 @@ def _reopen(run: Run, audio: Sequence[str | Path]) -> Job:
     return replace(job, teacher=teacher, checkpoint=checkpoint, existing=existing)
 
 
+def _card(job: Job, distiller: Distiller) -> str:
+    return cards.student_card(
+        facts=job.facts,
+        recipe=job.recipe,
+        student=distiller.student,
+        rows=job.run.rows("metrics.jsonl"),
+        speed=job.run.rows("speed.jsonl"),
+    )
+
+
 def _finish(job: Job, distiller: Distiller) -> None:
     from safetensors.torch import save
 
@@ -376,13 +396,7 @@ def _finish(job: Job, distiller: Distiller) -> None:
         objective = job.recipe.objective
         layers = ",".join(map(str, assembly.target_layers(objective)))
         beside.write_bytes(save(named, metadata={"layers": layers}))
-    card = cards.student_card(
-        facts=job.facts,
-        recipe=job.recipe,
-        student=distiller.student,
-        rows=job.run.rows("metrics.jsonl"),
-        speed=job.run.rows("speed.jsonl"),
-    )
+    card = _card(job, distiller)
     with replacing(job.run.folder / "student") as beside:
         students.save(distiller.student, beside, card)
     if (job.run.folder / keeping.FOLDER).is_dir():

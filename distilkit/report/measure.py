@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
-from lhotse import CutSet, MonoCut
+from lhotse import MonoCut
 
-from distilkit import bench, evaluate, layers, recognisers, teachers
+from distilkit import bench, data, evaluate, layers, recognisers, teachers
 from distilkit.audio import FRAME_RATE, SAMPLE_RATE, Samples
 from distilkit.data import Tracker, untracked
 from distilkit.encoder import Encoder
@@ -76,7 +76,7 @@ class Models:
     def held_out(self) -> list[MonoCut]:
         """The windows or utterances that were not trained on."""
         rows = sources.windows(self.run.folder / "audio.jsonl.gz")
-        return list(CutSet.from_dicts(row for row in rows if row["custom"]["split"] == "valid"))
+        return [data.window(row, {}) for row in rows if row["custom"]["split"] == "valid"]
 
 
 def similarity(models: Models, track: Tracker) -> dict[str, Any]:

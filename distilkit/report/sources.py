@@ -1,7 +1,5 @@
 """What audio a run uses, and what was left out: from `audio.jsonl.gz` and `skipped.tsv`."""
 
-import gzip
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -9,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distilkit.runs import MALFORMED, parse_json
+from distilkit.data import tables
+from distilkit.errors import DistilkitError
+from distilkit.runs import MALFORMED
 
 BARS = 24  # of the histogram of lengths
 LISTED = 20  # files of a kind that are named with their reasons
@@ -89,9 +89,6 @@ def _take(found: Sources, row: dict[str, Any], files: set[str]) -> None:
 
 def windows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of `audio.jsonl.gz`, up to where it is damaged."""
-    with (
-        suppress(OSError, EOFError, ValueError, zlib.error),
-        gzip.open(path, "rt", encoding="utf-8") as rows,
-    ):
-        for line in rows:
-            yield parse_json(line)
+    with suppress(DistilkitError):
+        for _, row in tables.json_lines(path):
+            yield row

@@ -40,7 +40,12 @@ os.environ.update(
 
 from mutate import Seed  # noqa: E402
 
-KINDS = {"audio": "mutate_audio", "checkpoints": "mutate_checkpoints", "text": "mutate_text"}
+KINDS = {
+    "audio": "mutate_audio",
+    "checkpoints": "mutate_checkpoints",
+    "text": "mutate_text",
+    "runs": "mutate_runs",
+}
 LONGEST = 10  # seconds of the processor
 WAITING = 60.0  # seconds on the clock, on a machine that has other work too
 MOST_BYTES = 1 << 30  # that a try may take beyond what the process has when it begins

@@ -120,10 +120,17 @@ KINDS = {
         begin=["embed", "{speech}", "--model", "{teacher}", "--out", "vectors.npz", "--format", "npz"]
     ),
     "embed-long": Kind(begin=["embed", "{long}", "--model", "{teacher}", "--layer", "all"]),
+    "embed-parquet": Kind(
+        begin=[
+            "embed", "{speech}", "--model", "{teacher}", "--out", "vectors.parquet",
+            *("--format", "parquet"),
+        ]
+    ),
     "units": Kind(
         begin=["units", "{speech}", "--model", "{teacher}", "--clusters", "8", "--out", "units"]
     ),
     "export": Kind(begin=["export", "{teacher}", "--data", "{few}", "--int8", "--out", "exported"]),
+    "export-mobile": Kind(begin=["export", "{teacher}", "--mobile", "--out", "exported"]),
     "probe": Kind(
         begin=["probe", "sid", "{said}", "--model", "{teacher}", "--workers", "0", "--out", "page.html"]
     ),
@@ -131,11 +138,23 @@ KINDS = {
         begin=["probe", "sid", "{said}", "--model", "{teacher}", "--workers", "2", "--out", "page.html"]
     ),
     "transcribe": Kind(begin=["transcribe", "{speech}", "--model", "{recogniser}", "--out", "texts"]),
+    "transcribe-one": Kind(
+        begin=[
+            "transcribe", "{long}", "--model", "{recogniser}", "--lm", "{words}",
+            *("--format", "srt", "--out", "texts.srt"),
+        ]
+    ),
+    "evaluate": Kind(begin=["evaluate", "{said}", "--model", "{recogniser}", "--out", "said.csv"]),
+    "lm": Kind(begin=["lm", "{said}", "--tokenizer", "{letters}", "--out", "words.arpa.gz"]),
+    "layers": Kind(begin=["layers", "{few}", "--model", "{teacher}", "--out", "pictures"]),
+    "report": Kind(begin=["report", "{run}", "--out", "page.html"]),
+    "recipes-copy": Kind(begin=["recipes", "copy", "smoke", "mine.toml"]),
     "tokenizer": Kind(
         begin=["tokenizer", "{said}", "--kind", "unigram", "--vocab-size", "24", "--out", "tokens"]
     ),
     "plan": Kind(begin=[*DISTIL, "--plan", *sets("train.steps=12", "batches.seconds=6")]),
     "convert": Kind(begin=["convert", "{teacher}", "--out", "converted"]),
+    "convert-s3prl": Kind(begin=["convert", "{run}", "--format", "s3prl", "--out", "student.ckpt"]),
 }  # fmt: skip
 
 
@@ -233,9 +252,13 @@ class Bench:
         return [word.format(**self.inputs) if word[:1] == "{" else word for word in arguments]
 
     def start(
-        self, arguments: Sequence[str], end: tuple[Place, int] | None = None, any_end: int = 0
+        self,
+        arguments: Sequence[str],
+        end: tuple[Place, int] | None = None,
+        any_end: int = 0,
+        full: bool = False,
     ) -> int:
-        """Start a command in the work folder; it ends at a change of files where that is asked for."""
+        """Start a command in the work folder; at a change of files it ends, or the disk is full, if asked for."""
         words, counted = self.command(arguments), self.scratch / "counted.json"
         counted.unlink(missing_ok=True)
         temporary = self.work / "tmp"
@@ -248,7 +271,7 @@ class Bench:
             os.environ |= {"DISTILKIT_CACHE": str(self.work / "cache"), "TMPDIR": str(temporary)}
             tempfile.tempdir = None
             sys.argv = ["distilkit", *words]
-            watch = Watch(end, any_end, counted)
+            watch = Watch(end, any_end, counted, full)
             try:
                 cli.main()
             finally:
@@ -468,6 +491,10 @@ def make_inputs(folder: Path) -> dict[str, str]:
             ["finetune-ctc", str(said), "--tokenizer", str(folder / "letters"), "--recipe", "ctc",
              "--model", str(folder / "teacher"), "--out", str(folder / "recogniser"), *TRAIN,
              *sets("train.steps=2", "batches.seconds=6")],
+            ["distill", str(folder / "speech"), "--teacher", str(folder / "teacher"), "--recipe",
+             "smoke", "--out", str(folder / "run"), *TRAIN,
+             *sets("train.steps=2", "batches.seconds=6")],
+            ["lm", str(said), "--tokenizer", str(folder / "letters"), "--out", str(folder / "words")],
         ):  # fmt: skip
             sys.argv = ["distilkit", *words]
             try:
@@ -478,7 +505,7 @@ def make_inputs(folder: Path) -> dict[str, str]:
 
     if ended(in_child(work, log)) != 0:
         raise SystemExit(f"inputs could not be made: {log.read_text()}")
-    names = ("speech", "few", "said", "teacher", "letters", "recogniser")
+    names = ("speech", "few", "said", "teacher", "letters", "recogniser", "run", "words")
     return {name: str(folder / name) for name in names} | {"long": str(folder / "long.wav")}
 
 

@@ -1,13 +1,15 @@
-"""Every place where a process changes files, counted; and its end by SIGKILL in the midst of one.
+"""Every place where a process changes files, counted; and its end by SIGKILL in the midst of one, or a full disk.
 
-Patched are Python's own ways (open, write, fsync, rename, unlink, mkdir ...) and the writers of safetensors
-and libsndfile. A write that is to be the last one writes half of what it was given.
+Patched are Python's own ways (open, write, fsync, rename, unlink, mkdir ...) and the writers of safetensors,
+libsndfile, Parquet and torch. A write that is to be the last one writes half of what it was given.
 """
 
 import builtins
+import errno
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -28,22 +30,29 @@ CALLS = (
     "symlink",
     "truncate",
 )
+LIBRARIES = ("safetensors", "soundfile", "parquet", "torch")
+NEEDS_ROOM = ("create", "write", "mkdir", "link", "symlink", *LIBRARIES)
+MAY_NEED_ROOM = ("fsync", "rename", "replace")  # on some file systems, now and then
 Place = str  # the line of the package that changes a file, and how, as in `runs.py:57 replace`
 
 
 class Watch:
     """What the process has done, and where it is to end."""
 
-    def __init__(self, end: tuple[Place, int] | None, any_end: int, log: Path | None) -> None:
+    def __init__(
+        self, end: tuple[Place, int] | None, any_end: int, log: Path | None, full: bool = False
+    ) -> None:
         """Patch this process.
 
         Args:
             end: a place, and at which time that it is come to the process ends there; None for nowhere.
             any_end: the number of the change, wherever it is, at which it ends; 0 for none.
             log: where to write how often each place was come to; see `tell`.
+            full: it does not end there: from then on the disk is full.
         """
         self.process, self.counts, self.total = os.getpid(), dict[Place, int](), 0
         self.end, self.any_end, self.log = end, any_end, log
+        self.full, self.spent = full, False
         self._open, self._raw_open = io.open, os.open
         for name in CALLS:
             setattr(os, name, partial(self._called, name, getattr(os, name)))
@@ -54,18 +63,32 @@ class Watch:
     def tell(self) -> None:
         """Write down how often each place was come to."""
         if self.log is not None and os.getpid() == self.process:
+            self.spent = False
             self.log.write_text(json.dumps(self.counts))
 
-    def tick(self, how: str, half: Callable[[], Any] = lambda: None) -> None:
-        """Count a change that is about to be made; end there, with half of it made, where that was asked for."""
+    def tick(
+        self, how: str, half: Callable[[], Any] = lambda: None, error: Exception | None = None
+    ) -> None:
+        """Count a change that is about to be made; end there, with half of it made, where that was asked for.
+
+        Raises:
+            OSError: the disk is full; `error`, where one is given.
+        """
         if os.getpid() != self.process or _in_probe():
             return
+        if self.spent and how in NEEDS_ROOM:
+            raise error or _no_room()
         place = f"{_line()} {how}"
         self.counts[place] = self.counts.get(place, 0) + 1
         self.total += 1
         if (place, self.counts[place]) == self.end or self.total == self.any_end:
             half()
-            os.kill(self.process, signal.SIGKILL)
+            if not self.full:
+                os.kill(self.process, signal.SIGKILL)
+            self.spent = True
+            usage = shutil.disk_usage
+            shutil.disk_usage = lambda path: usage(path)._replace(free=0)
+            raise error or _no_room()
 
     def _called(self, name: str, real: Callable[..., Any], *args: Any, **more: Any) -> Any:
         self.tick(name)
@@ -73,7 +96,7 @@ class Watch:
 
     def _opening_raw(self, path: Any, flags: int, *args: Any, **more: Any) -> int:
         if flags & (os.O_WRONLY | os.O_RDWR):
-            self.tick("open")
+            self.tick("open" if os.path.exists(path) else "create")
         return self._raw_open(path, flags, *args, **more)
 
     def _opening(
@@ -82,7 +105,7 @@ class Watch:
     ) -> Any:  # fmt: skip
         if not set(mode) & set("wax+") or str(file).startswith(("/dev/", "/proc/")):
             return self._open(file, mode, buffering, encoding, errors, newline, closefd, opener)
-        self.tick("open")
+        self.tick("open" if os.path.exists(file) else "create")
         raw = _File(self, file, mode.replace("t", ""), closefd, opener)
         if buffering == 0:
             return raw
@@ -90,9 +113,12 @@ class Watch:
         return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding, errors, newline)
 
     def _patch_libraries(self) -> None:
+        import pyarrow.parquet
         import safetensors.torch
         import soundfile
+        import torch
 
+        save, rows = torch.save, pyarrow.parquet.ParquetWriter.write_table
         real, write = safetensors.torch.serialize_file, soundfile.SoundFile.write
 
         def serialize(tensors: Any, path: Any, **more: Any) -> None:
@@ -100,13 +126,32 @@ class Watch:
                 real(tensors, path, **more)
                 os.truncate(path, os.path.getsize(path) // 2)
 
-            self.tick("safetensors", half)
+            said = "Error while serializing: I/O error: No space left on device (os error 28)"
+            self.tick("safetensors", half, safetensors.SafetensorError(said))
             real(tensors, path, **more)
 
         def written(sound: Any, data: Any) -> None:
-            self.tick("soundfile", lambda: write(sound, data[: len(data) // 2]))
+            error = soundfile.LibsndfileError(2)  # `System error.`, as it says of a full disk
+            self.tick("soundfile", lambda: write(sound, data[: len(data) // 2]), error)
             write(sound, data)
 
+        def saved(content: Any, place: Any, **more: Any) -> None:
+            if not isinstance(place, str | os.PathLike):
+                save(content, place, **more)
+                return
+
+            def half() -> None:
+                save(content, place, **more)
+                os.truncate(place, os.path.getsize(place) // 2)
+
+            self.tick("torch", half, RuntimeError("[enforce fail] . unexpected pos 576 vs 534"))
+            save(content, place, **more)
+
+        def rowed(writer: Any, table: Any, *args: Any, **more: Any) -> None:
+            self.tick("parquet", lambda: rows(writer, table[: len(table) // 2], *args, **more))
+            rows(writer, table, *args, **more)
+
+        torch.save, pyarrow.parquet.ParquetWriter.write_table = saved, rowed
         safetensors.torch.serialize_file = serialize
         soundfile.SoundFile.write = written
 
@@ -126,6 +171,10 @@ class _File(io.FileIO):
     def truncate(self, size: int | None = None) -> int:
         self._watch.tick("truncate")
         return super().truncate(size)
+
+
+def _no_room() -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _in_probe() -> bool:
