@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -75,9 +76,12 @@ def enclosed(folder: Path) -> Path:
     home = home.parents[1] if home.parent.name == "snapshots" else home
     for path in sorted(folder.iterdir()):
         if path.is_symlink() and not (target := Path(os.path.realpath(path))).is_relative_to(home):
+            there, here = shlex.quote(str(target)), shlex.quote(str(path))
             raise DistilkitError(
                 f"`{path}` is a link to `{target}`, outside its folder, and was not followed",
-                f"cp --remove-destination {target} {path}",
+                f"rm {here} && cp -r {there} {here}"
+                if target.is_dir()
+                else f"cp --remove-destination {there} {here}",
             )
     return folder
 
