@@ -113,7 +113,7 @@ def test_each_way_to_fail_is_noticed(
     name: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     end, outcome, said = ENDS[name]
     monkeypatch.setitem(sys.modules, "mutate_this", module(end))
@@ -128,7 +128,7 @@ def test_each_way_to_fail_is_noticed(
         hostile.main()
     failed = outcome not in ("used", "refused")
     assert ended.value.code == failed
-    row = json.loads(capsys.readouterr().out.splitlines()[-1])
+    row = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert row["outcomes"] == {outcome: 1}
     assert row["failed"] == failed
     if failed:
