@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from lhotse import MonoCut
 from torch import Tensor
@@ -119,19 +120,32 @@ class Schedule:
 
     def step(self, number: int) -> list[list[int]]:
         """The micro-batches of optimizer step `number` (from 1), as indices of windows."""
-        epoch, place = divmod(number - 1, self.steps_per_pass)
+        return next(self.between(number, number))
+
+    def between(self, first: int, last: int) -> Iterator[list[list[int]]]:
+        """Those of one step after the other; each pass is drawn once."""
+        steps, drawn = self.steps_per_pass, -1
+        for number in range(first, last + 1):
+            epoch, place = divmod(number - 1, steps)
+            if epoch != drawn:
+                order, edges = self._drawn(epoch, steps)
+                drawn = epoch
+            yield self._dealt(order[edges[place] : edges[place + 1]].tolist())
+
+    def _drawn(self, epoch: int, steps: int) -> tuple[npt.NDArray[np.int64], list[int]]:
+        """The windows in the order of a pass, and where its steps begin and end."""
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.lengths))
-        sizes = np.asarray(self.lengths, dtype=np.int64)[order]
-        ends = sizes.cumsum()
-        steps = self.steps_per_pass
+        ends = np.asarray(self.lengths, dtype=np.int64)[order].cumsum()
         edges = np.searchsorted(ends, ends[-1] * np.arange(1, steps) / steps) + 1
         # Every step gets a window for each process, whatever their lengths.
         least = self.ranks * np.arange(1, steps)
         edges = np.maximum.accumulate(np.maximum(edges, least) - least) + least
         edges = np.minimum(edges, len(order) - self.ranks * np.arange(steps - 1, 0, -1))
-        first = 0 if place == 0 else int(edges[place - 1])
-        last = len(order) if place == steps - 1 else int(edges[place])
-        chosen = sorted(order[first:last].tolist(), key=lambda i: (-self.lengths[i], i))
+        return order, [0, *edges.tolist(), len(order)]
+
+    def _dealt(self, windows: Sequence[int]) -> list[list[int]]:
+        """This process's share of a step, in micro-batches."""
+        chosen = sorted(windows, key=lambda i: (-self.lengths[i], i))
         # Dealt back and forth, so that no process always has the longer windows.
         rounds = [range(self.ranks), range(self.ranks - 1, -1, -1)]
         share = [
@@ -142,7 +156,7 @@ class Schedule:
         return grouped(share, self.lengths, self.micro_seconds)
 
 
-class Windows(Dataset[Batch | DistilkitError]):
+class MicroBatches(Dataset[Batch | DistilkitError]):
     """Micro-batches by list of window indices; what cannot be loaded is an error that is returned.
 
     Raised in a process that loads, it would arrive as a traceback in text.
@@ -164,8 +178,8 @@ class _Steps(Sampler[list[int]]):
         self.schedule, self.first, self.last = schedule, first, last
 
     def __iter__(self) -> Iterator[list[int]]:
-        for number in range(self.first, self.last + 1):
-            yield from self.schedule.step(number)
+        for micro in self.schedule.between(self.first, self.last):
+            yield from micro
 
 
 def stream(
@@ -184,7 +198,7 @@ def stream(
     each window comes with them; `pinned` ones are copied to a GPU in the background.
     """
     loader = DataLoader(
-        Windows(cuts, beside),
+        MicroBatches(cuts, beside),
         sampler=_Steps(schedule, first, last),
         batch_size=None,
         num_workers=workers,
@@ -192,9 +206,9 @@ def stream(
         prefetch_factor=4 if workers else None,
     )
     batches = iter(loader)
-    for number in range(first, last + 1):
+    for number, groups in enumerate(schedule.between(first, last), first):
         try:
-            micro = [next(batches) for _ in schedule.step(number)]
+            micro = [next(batches) for _ in groups]
         except RuntimeError as error:  # of torch's DataLoader
             if "worker" not in str(error):
                 raise
@@ -213,7 +227,7 @@ def whole(
     cuts: Sequence[MonoCut], micro_seconds: float, beside: Beside | None = None
 ) -> Iterator[Batch]:
     """All windows once, as micro-batches of similar lengths, with what `beside` finds of each."""
-    for chosen in in_order([cut.num_samples for cut in cuts], micro_seconds):
+    for chosen in in_order(data.samples(cuts), micro_seconds):
         yield load([cuts[index] for index in chosen], beside)
 
 

@@ -11,7 +11,7 @@ import torch
 from lhotse import MonoCut
 from transformers import HubertConfig
 
-from distilkit import config
+from distilkit import config, data
 from distilkit.audio import FRAME_RATE, SAMPLE_RATE, clock
 from distilkit.batches import Schedule
 from distilkit.convolutions import bf16_is_quick, has_bf16
@@ -344,7 +344,7 @@ def schedule(
 ) -> Schedule:
     """Which windows each optimizer step sees."""
     return Schedule(
-        lengths=[cut.num_samples for cut in train],
+        lengths=data.samples(train),
         seconds=settings.batches.seconds,
         micro_seconds=micro,
         seed=settings.train.seed,
@@ -427,14 +427,12 @@ def decide(
         settings, student, teacher, where, arithmetic, longest
     )
     chosen = schedule(settings, train, micro)
-    wanted, why_steps = steps(
-        settings.train, chosen.steps_per_pass, sum(cut.duration for cut in train)
-    )
+    wanted, why_steps = steps(settings.train, chosen.steps_per_pass, data.seconds(train))
     workers = settings.batches.workers
     if workers == "auto":
         most = min(MOST_WORKERS, max(1, (os.cpu_count() or 1) - 1))
         workers = most if where == "cuda" else 0
-    per_step = sum(cut.duration for cut in train) / chosen.steps_per_pass
+    per_step = data.seconds(train) / chosen.steps_per_pass
     return Plan(
         steps=wanted,
         steps_per_pass=chosen.steps_per_pass,

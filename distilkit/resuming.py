@@ -12,7 +12,7 @@ from typing import Any
 from lhotse import MonoCut
 from torch import Tensor
 
-from distilkit import config, plan, tokenizers
+from distilkit import config, data, plan, tokenizers
 from distilkit.errors import DistilkitError
 from distilkit.runs import Run
 from distilkit.tokenizers import Tokenizer
@@ -68,7 +68,7 @@ def check_windows(
         ValueError: they last longer, or shorter.
     """
     for name, cuts in (("train_seconds", train), ("valid_seconds", valid)):
-        began, now = facts[name], sum(cut.duration for cut in cuts)
+        began, now = facts[name], data.seconds(cuts)
         if not abs(now - began) < SAME_SECONDS:
             raise ValueError(f"its windows last {now:.3f} s, and began with {began:.3f} s")
 

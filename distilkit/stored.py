@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ import torch
 from lhotse import MonoCut
 from torch import Tensor
 
-from distilkit import config, leftovers
+from distilkit import config, data, leftovers
 from distilkit.audio import SAMPLE_RATE, frames
 from distilkit.batches import Batch, ahead, out_of_memory
 from distilkit.errors import DistilkitError, enclosed
@@ -131,9 +131,13 @@ class Store:
         for journal in filter(Path.is_file, sorted(self.folder.glob("part-*.jsonl"))):
             self._places |= _read_journal(journal)
 
-    def missing(self, windows: Iterable[MonoCut]) -> list[MonoCut]:
+    def missing(self, windows: Sequence[MonoCut]) -> Sequence[MonoCut]:
         """Those windows whose targets are not here yet."""
-        return [cut for cut in windows if window_key(cut) not in self._places]
+        left = [place for place, cut in enumerate(windows) if cut not in self]
+        return data.pick(windows, left)
+
+    def __contains__(self, cut: MonoCut) -> bool:
+        return window_key(cut) in self._places
 
     def read(self, cut: MonoCut, wave_S: Tensor | None = None) -> list[Tensor]:
         """A window's targets, (T, D) in fp16 or (T,) whole numbers each.
@@ -250,16 +254,17 @@ def fill(
         DistilkitError: audio cannot be read, the disk is full, or the teacher's numbers are not finite.
     """
     leftovers.tidy_below(store.folder)
-    groups = in_order([cut.num_samples for cut in windows], micro_seconds)
-    chosen = [[windows[index] for index in group] for group in groups[share[0] :: share[1]]]
-    chosen = [cuts for cuts in chosen if store.missing(cuts)]
+    groups = in_order(data.samples(windows), micro_seconds)[share[0] :: share[1]]
+    chosen = [group for group in groups if any(windows[place] not in store for place in group)]
     if not chosen:
         return
+    cuts = ([windows[place] for place in group] for group in chosen)
     with store.writer() as add, torch.no_grad():
-        for cuts, batch in zip(chosen, ahead(chosen), strict=True):
+        for group, batch in zip(chosen, ahead(cuts), strict=True):
             computed = _computed(targets, batch, device)
-            for index, (cut, length) in enumerate(zip(cuts, batch.lengths, strict=True)):
-                if store.missing([cut]):
+            for index, length in enumerate(batch.lengths):
+                cut = windows[group[index]]
+                if cut not in store:
                     add(cut, batch.wave_BS[index, :length], computed[index])
             yield from batch.ids
 

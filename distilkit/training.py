@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from heapq import nlargest
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -368,11 +369,13 @@ def settle(
         return decided
     plan.cap(decided.device, recipe.train)
     room = plan.memory(decided.device, recipe.train)
-    ordered = sorted(train, key=lambda cut: -cut.num_samples)
-    most = min(len(ordered), math.ceil(recipe.batches.seconds / longest))
+    most = min(len(train), math.ceil(recipe.batches.seconds / longest))
+    lengths = data.samples(train)
+    longest_first = nlargest(most, range(len(train)), key=lambda place: (lengths[place], -place))
+    tried = data.pick(train, longest_first)
 
     def trial(count: int, recompute: bool) -> plan.Trial | None:
-        return attempt(parts(recompute), accelerator, ordered[:count])
+        return attempt(parts(recompute), accelerator, tried[:count])
 
     options = (False, True) if asked == "auto" else (asked,)
     found = plan.measured(decided, plan.widest(trial, options, most, room), longest, room)

@@ -19,6 +19,8 @@ from distilkit.data import collect
 from distilkit.errors import DistilkitError
 from distilkit.listeners import in_order
 
+DRAWN = Schedule._drawn
+
 
 def lengths(count: int, seed: int, longest: float = 15.6) -> list[int]:
     rng = random.Random(seed)
@@ -73,6 +75,20 @@ def test_passes_differ_and_calls_agree() -> None:
     assert schedule.step(3) == again.step(3)
     assert schedule.step(3) != schedule.step(3 + steps)
     assert schedule.step(3) != other.step(3)
+
+
+def test_a_pass_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule = Schedule(lengths=lengths(40, 3), seconds=30.0, micro_seconds=30.0, seed=0)
+    first, last = 3, 2 * schedule.steps_per_pass + 1
+    each = [schedule.step(number) for number in range(first, last + 1)]
+    drawn = []
+    monkeypatch.setattr(
+        batches.Schedule,
+        "_drawn",
+        lambda self, epoch, steps: drawn.append(epoch) or DRAWN(self, epoch, steps),
+    )
+    assert list(schedule.between(first, last)) == each
+    assert drawn == [0, 1, 2]
 
 
 def test_micro_batches_stay_below_the_budget() -> None:

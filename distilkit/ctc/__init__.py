@@ -35,7 +35,7 @@ from distilkit import (
     tokenizers,
     training,
 )
-from distilkit.audio import frames
+from distilkit.audio import SAMPLE_RATE, frames
 from distilkit.ctc.loss import MEASURED, loss_function, told
 from distilkit.ctc.trainee import Trainee, assemble, groups
 from distilkit.data import Skipped, splits, transcripts
@@ -67,8 +67,8 @@ class Job:
     recipe: config.CtcRecipe
     checkpoint: Checkpoint
     tokenizer: Tokenizer
-    train: list[MonoCut]
-    valid: list[MonoCut]
+    train: Sequence[MonoCut]
+    valid: Sequence[MonoCut]
     plan: plan.Plan
     resumed: bool
     facts: dict[str, Any]  # what run.json says
@@ -128,7 +128,7 @@ def prepare(
         recordings=len({cut.recording.id for cut in usable}),
         formats={},
     )
-    longest = max(cut.duration for cut in usable) / min(settings.augment.speeds)
+    longest = max(data.samples(usable)) / SAMPLE_RATE / min(settings.augment.speeds)
     decided = plan.decide(settings, made.recogniser.encoder, None, train_cuts, longest)
     facts = {
         "kind": "finetune-ctc",
@@ -190,7 +190,7 @@ def _settled(job: Job, longest: float) -> Job:
 
 def fitting(
     cuts: Sequence[MonoCut], tokenizer: Tokenizer, settings: config.CtcRecipe
-) -> tuple[list[MonoCut], list[Skipped]]:
+) -> tuple[Sequence[MonoCut], list[Skipped]]:
     """The utterances that can be learned from, and the others, each with its reason.
 
     CTC needs a frame for every token, and one more between two that are the same; the fastest speed
@@ -199,10 +199,10 @@ def fitting(
     Raises:
         DistilkitError: more than half of them are left out.
     """
-    usable: list[MonoCut] = []
+    usable: list[int] = []
     left: list[Skipped] = []
     fastest = max(settings.augment.speeds)
-    for cut in cuts:
+    for place, cut in enumerate(cuts):
         text = tokenizer.normalise(cut.supervisions[0].text)
         ids = tokenizer.encode(text)
         unknown = tokenizer.unknown(text)
@@ -217,7 +217,7 @@ def fitting(
             at = f" at speed {fastest:g}" if fastest != 1 else ""
             kind, reason = TOO_LONG, f"{needed} tokens for {room} frames of 20 ms{at}"
         else:
-            usable.append(cut)
+            usable.append(place)
             continue
         left.append(Skipped(path=cut.id, reason=reason, kind=kind, seconds=cut.duration))
     if len(left) > data.MAX_UNUSABLE * len(cuts):
@@ -232,7 +232,7 @@ def fitting(
             f"{len(left)} of {len(cuts)} utterances cannot be learned with this tokenizer:{listed}",
             hints[kind],
         )
-    return usable, left
+    return data.pick(cuts, usable), left
 
 
 def _text_facts(

@@ -1,27 +1,26 @@
 """Folders and corpora to lhotse cuts; every skipped file accounted for."""
 
-import gzip
-import io
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from distilkit import config
 from distilkit.audio import SAMPLE_RATE
-from distilkit.data import tables, transcripts
+from distilkit.data import transcripts, windows
 from distilkit.data.common import MAX_UNUSABLE, Tracker, untracked
 from distilkit.data.find import Found, find, shown
 from distilkit.data.scan import Clip, Skipped, cache_folder, scan, silent_parts, stamp, still
+from distilkit.data.windows import Windows, joined, pick, recorded, samples, seconds, window
+from distilkit.data.windows import load as load_windows
 from distilkit.errors import DistilkitError
 from distilkit.wording import counted
 
 if TYPE_CHECKING:
-    from lhotse import MonoCut, Recording
+    from lhotse import MonoCut
 
 __all__ = [
     "MAX_UNUSABLE",
@@ -30,13 +29,18 @@ __all__ = [
     "Found",
     "Skipped",
     "Tracker",
+    "Windows",
     "collect",
     "cuts",
     "dump_skipped",
     "dump_windows",
     "find",
+    "joined",
     "load_windows",
+    "pick",
+    "samples",
     "scan",
+    "seconds",
     "shown",
     "split",
     "stamp",
@@ -52,8 +56,8 @@ __all__ = [
 class Collection:
     """What a set of inputs holds, split by recording."""
 
-    train: "list[MonoCut]"
-    valid: "list[MonoCut]"
+    train: "Sequence[MonoCut]"
+    valid: "Sequence[MonoCut]"
     skipped: list[Skipped]
     recordings: int
     formats: dict[str, int]  # suffix to number of usable files
@@ -61,12 +65,12 @@ class Collection:
     @property
     def train_seconds(self) -> float:
         """Seconds of audio to train on."""
-        return float(sum(cut.duration for cut in self.train))
+        return seconds(self.train)
 
     @property
     def valid_seconds(self) -> float:
         """Seconds of audio to validate on."""
-        return float(sum(cut.duration for cut in self.valid))
+        return seconds(self.valid)
 
     def reasons(self) -> Counter[str]:
         """How many files or parts were left out, by kind."""
@@ -153,9 +157,11 @@ def collect(
             f"mend or remove them; distilkit inspect {inputs[0]} lists them all",
         )
     train, valid = split(clips, settings, seed)
+    every = Windows(cut for clip in (*train, *valid) for cut in cuts(clip))
+    count = sum(len(clip.windows) for clip in train)
     return Collection(
-        train=[cut for clip in train for cut in cuts(clip)],
-        valid=[cut for clip in valid for cut in cuts(clip)],
+        train=every.pick(range(count)),
+        valid=every.pick(range(count, len(every))),
         skipped=skipped,
         recordings=len(clips),
         formats=dict(Counter(clip.source.suffix.lower() for clip in clips).most_common()),
@@ -190,15 +196,9 @@ def split(clips: Sequence[Clip], settings: config.Data, seed: int) -> tuple[list
 
 def cuts(clip: Clip) -> "list[MonoCut]":
     """The windows of a clip as lhotse cuts."""
-    from lhotse import AudioSource, MonoCut, Recording
+    from lhotse import MonoCut
 
-    recording = Recording(
-        id=clip.id,
-        sources=[AudioSource(type="file", channels=[0], source=str(clip.path.absolute()))],
-        sampling_rate=SAMPLE_RATE,
-        num_samples=clip.samples,
-        duration=clip.samples / SAMPLE_RATE,
-    )
+    recording = recorded(clip.id, clip.path, clip.samples)
     about = {  # which they share
         "source": str(clip.source.absolute()),
         "digest": clip.digest,
@@ -218,96 +218,21 @@ def cuts(clip: Clip) -> "list[MonoCut]":
     ]
 
 
-def some(windows: "Sequence[MonoCut]", seconds: float, seed: int) -> "list[MonoCut]":
-    """Windows drawn at random until they last `seconds`; at least one."""
+def some(cuts: "Sequence[MonoCut]", seconds: float, seed: int) -> "list[MonoCut]":
+    """Cuts drawn at random until they last `seconds`; at least one."""
     chosen: list[MonoCut] = []
     lasting = 0.0
-    for index in np.random.default_rng(seed).permutation(len(windows)):
+    for index in np.random.default_rng(seed).permutation(len(cuts)):
         if chosen and lasting >= seconds:
             break
-        chosen.append(windows[index])
-        lasting += windows[index].duration
+        chosen.append(cuts[index])
+        lasting += chosen[-1].duration
     return chosen
 
 
 def dump_windows(collection: Collection) -> bytes:
     """The windows as a gzipped lhotse cut manifest; `custom.split` says which validate."""
-    packed, recordings = io.BytesIO(), dict[int, Any]()
-    with gzip.GzipFile("", "wb", 6, packed, mtime=0) as file:
-        for name, windows in (("train", collection.train), ("valid", collection.valid)):
-            for cut in windows:
-                if id(cut.recording) not in recordings:
-                    recordings[id(cut.recording)] = cut.recording.to_dict()
-                row = {  # what `cut.to_dict` gives, in a tenth of the time
-                    "id": cut.id,
-                    "start": cut.start,
-                    "duration": cut.duration,
-                    "channel": cut.channel,
-                    "supervisions": [words.to_dict() for words in cut.supervisions],
-                    "recording": recordings[id(cut.recording)],
-                    "custom": {**(cut.custom or {}), "split": name},
-                    "type": "MonoCut",
-                }
-                # ASCII, so that any file name can be written.
-                file.write((json.dumps(row) + "\n").encode())
-    return packed.getvalue()
-
-
-def window(row: dict[str, Any], known: "dict[tuple[str, str], Recording]") -> "MonoCut":
-    """A window from a row that `dump_windows` wrote; nothing that it names is run.
-
-    Args:
-        row: what it says.
-        known: the recordings up to now, which windows share.
-    """
-    from lhotse import MonoCut, Recording, SupervisionSegment
-
-    told = row["recording"]
-    (sound,) = told["sources"]
-    if sound["type"] != "file":
-        raise ValueError("a window whose sound is not in a file")  # a command is never run
-    place = told["id"], sound["source"]
-    if place not in known:
-        known[place] = Recording.from_dict(told)
-    return MonoCut(
-        id=row["id"],
-        start=row["start"],
-        duration=row["duration"],
-        channel=row["channel"],
-        supervisions=[SupervisionSegment.from_dict(words) for words in row["supervisions"]],
-        recording=known[place],
-        custom=row["custom"],
-    )
-
-
-def load_windows(path: Path) -> "tuple[list[MonoCut], list[MonoCut]]":
-    """Training and validation windows from a manifest that `dump_windows` made.
-
-    Raises:
-        DistilkitError: the manifest is damaged, or one of the audio files in it is gone.
-    """
-    recordings: dict[tuple[str, str], Recording] = {}
-    abouts: dict[tuple[tuple[str, Any], ...], dict[str, Any]] = {}  # which windows share
-    sides: dict[str, list[MonoCut]] = {"train": [], "valid": []}
-    try:
-        for _, row in tables.json_lines(path):
-            cut = window(row, recordings)
-            about = cut.custom
-            cut.custom = abouts.setdefault(tuple(about.items()), about)
-            sides[about["split"]].append(cut)
-        if not sides["train"]:
-            raise ValueError("no window to train on")
-    except (LookupError, TypeError, AttributeError, ValueError, AssertionError) as error:
-        raise DistilkitError(
-            f"`{path}` is damaged: {error}", "start a new run with another --out"
-        ) from error
-    for _, name in recordings:
-        if not Path(name).is_file():
-            raise DistilkitError(
-                f"`{name}` is gone, and this run needs it",
-                "put it back, or start a new run with another --out",
-            )
-    return sides["train"], sides["valid"]
+    return windows.dump(collection.train, collection.valid)
 
 
 def dump_skipped(skipped: Sequence[Skipped]) -> str:

@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from distilkit.audio import SUFFIXES
 from distilkit.data.find import Found, find, shown
@@ -14,6 +15,7 @@ NO_AUDIO = "no audio"  # kinds of what is left out
 NO_TEXT = "no text"
 OUTSIDE = "outside"
 BROKEN = "broken row"
+NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 WRONG = ("unusable", NO_AUDIO, OUTSIDE, BROKEN)  # kinds that are somebody's mistake to mend
 
 
@@ -28,7 +30,8 @@ class Utterance:
     language: str = ""
     start: float = 0.0  # seconds
     seconds: float | None = None  # None to the end of the file
-    columns: Mapping[str, str] = field(default_factory=dict)  # of its row, where labels are read
+    # Of its row, where labels are read.
+    columns: Mapping[str, str] = field(default_factory=lambda: NO_COLUMNS)
 
 
 Item = Utterance | Skipped

@@ -1,18 +1,23 @@
 """Which utterances are held out together: speakers and recordings are never on both sides of a split."""
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
+from operator import itemgetter
+from sys import intern
 
 import numpy as np
 from lhotse import MonoCut
 
 from distilkit import config
+from distilkit.audio import SAMPLE_RATE
+from distilkit.data import windows
+
+Sides = tuple[Sequence[MonoCut], Sequence[MonoCut]]  # to train on, and to validate on
 
 
-def hold_out(
-    cuts: Sequence[MonoCut], settings: config.Transcribed, seed: int
-) -> tuple[list[MonoCut], list[MonoCut]]:
+def hold_out(cuts: Sequence[MonoCut], settings: config.Transcribed, seed: int) -> Sides:
     """Hold out whole speakers where at least two are known, else whole recordings, drawn by seed.
 
     About `valid_fraction` of the seconds; at least one is held out where there are two or more, and
@@ -24,16 +29,17 @@ def hold_out(
         The cuts to train on, and those to validate on, each in the order given.
     """
     most = settings.valid_minutes * 60
-    wanted = min(settings.valid_fraction * math.fsum(cut.duration for cut in cuts), most)
-    groups = together(cuts)
-    seconds = _seconds(groups, cuts)
-    if len({group for group, cut in zip(groups, cuts, strict=True) if _speaker(cut)}) < 2 or (
-        min(seconds.values()) > most
-    ):
-        groups = [cut.recording.id for cut in cuts]
-        seconds = _seconds(groups, cuts)
+    wanted = min(settings.valid_fraction * windows.seconds(cuts), most)
     if wanted <= 0:
-        return list(cuts), []
+        return cuts, []
+    lengths = windows.samples(cuts)
+    who = _who(cuts)
+    groups = _together(who)
+    seconds = _seconds(groups, lengths)
+    known = {group for group, (speaker, _) in zip(groups, who, strict=True) if speaker}
+    if len(known) < 2 or min(seconds.values()) > most:
+        groups = [recording for _, recording in who]
+        seconds = _seconds(groups, lengths)
     if len(seconds) < 2:
         return _by_time(cuts, wanted)
     names = sorted(seconds)  # so that the order in which cuts are given decides nothing
@@ -47,39 +53,21 @@ def hold_out(
             break
     if not held:  # every one is longer than the share: the shortest one it is
         held.add(min(names, key=lambda name: seconds[name]))
-    sides: tuple[list[MonoCut], list[MonoCut]] = ([], [])
-    for group, cut in zip(groups, cuts, strict=True):
-        sides[group in held].append(cut)
-    return sides
+    return _parted(cuts, [group in held for group in groups])
 
 
-def _by_time(cuts: Sequence[MonoCut], wanted: float) -> tuple[list[MonoCut], list[MonoCut]]:
-    """Utterances of one recording before and behind a moment between two of them."""
-    ordered = sorted(cuts, key=lambda cut: cut.start)
-    ends = list(accumulate((cut.end for cut in ordered), max))
-    moment, lasting = math.inf, 0.0
-    for place in range(len(ordered) - 1, 0, -1):
-        lasting += ordered[place].duration
-        if ends[place - 1] <= ordered[place].start:
-            moment = ordered[place].start
-        if lasting >= wanted and moment < math.inf:
-            break
-    return [cut for cut in cuts if cut.start < moment], [cut for cut in cuts if cut.start >= moment]
-
-
-def _speaker(cut: MonoCut) -> str:
-    return cut.supervisions[0].speaker or ""
-
-
-def _seconds(groups: Sequence[str], cuts: Sequence[MonoCut]) -> dict[str, float]:
-    found: dict[str, list[float]] = {}
-    for group, cut in zip(groups, cuts, strict=True):
-        found.setdefault(group, []).append(cut.duration)
-    return {group: math.fsum(seconds) for group, seconds in found.items()}
-
-
-def together(cuts: Sequence[MonoCut]) -> list[str]:
+def together(cuts: Iterable[MonoCut]) -> list[str]:
     """For each cut a name that all have in common that share a speaker or a recording."""
+    return _together(_who(cuts))
+
+
+def _who(cuts: Iterable[MonoCut]) -> list[tuple[str, str]]:
+    """Speaker, empty where unknown, and recording of each."""
+    found = ((cut.supervisions[0].speaker or "", cut.recording.id) for cut in cuts)
+    return [(intern(speaker), intern(recording)) for speaker, recording in found]
+
+
+def _together(who: Sequence[tuple[str, str]]) -> list[str]:
     parents: dict[str, str] = {}
 
     def top(name: str) -> str:
@@ -88,8 +76,36 @@ def together(cuts: Sequence[MonoCut]) -> list[str]:
             name = parents[name]
         return name
 
-    for cut in cuts:
-        if _speaker(cut):
-            one, other = top(f"speaker {_speaker(cut)}"), top(f"recording {cut.recording.id}")
+    for speaker, recording in who:
+        if speaker:
+            one, other = top(f"speaker {speaker}"), top(f"recording {recording}")
             parents[max(one, other)] = min(one, other)
-    return [top(f"recording {cut.recording.id}") for cut in cuts]
+    return [top(f"recording {recording}") for _, recording in who]
+
+
+def _seconds(groups: Sequence[str], lengths: Sequence[int]) -> dict[str, float]:
+    found: Counter[str] = Counter()
+    for group, length in zip(groups, lengths, strict=True):
+        found[group] += length
+    return {group: samples / SAMPLE_RATE for group, samples in found.items()}
+
+
+def _by_time(cuts: Sequence[MonoCut], wanted: float) -> Sides:
+    """Utterances of one recording before and behind a moment between two of them."""
+    spans = [(cut.start, cut.end) for cut in cuts]
+    ordered = sorted(spans, key=itemgetter(0))
+    ends = list(accumulate((end for _, end in ordered), max))
+    moment, lasting = math.inf, 0.0
+    for place in range(len(ordered) - 1, 0, -1):
+        start, end = ordered[place]
+        lasting += end - start
+        if ends[place - 1] <= start:
+            moment = start
+        if lasting >= wanted and moment < math.inf:
+            break
+    return _parted(cuts, [start >= moment for start, _ in spans])
+
+
+def _parted(cuts: Sequence[MonoCut], held: Sequence[bool]) -> Sides:
+    train, valid = ([i for i, out in enumerate(held) if out == side] for side in (False, True))
+    return windows.pick(cuts, train), windows.pick(cuts, valid)

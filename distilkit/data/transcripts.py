@@ -5,9 +5,10 @@ What reads which layout stands in `layouts.LAYOUTS`.
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from sys import intern
 from typing import TYPE_CHECKING, Any
 
 from distilkit import config
@@ -27,6 +28,7 @@ from distilkit.data.tables import (
     table,
     text_column,
 )
+from distilkit.data.windows import Windows, recorded, seconds
 from distilkit.errors import DistilkitError
 from distilkit.wording import counted
 
@@ -54,7 +56,7 @@ SCANNED = config.Data(min_seconds=FRAME_SAMPLES / SAMPLE_RATE, window_seconds=5.
 class Transcripts:
     """What a set of inputs holds: utterances with text, and what is left out."""
 
-    cuts: "list[MonoCut]"  # whole utterances with one supervision each
+    cuts: "Sequence[MonoCut]"  # whole utterances with one supervision each
     skipped: list[Skipped]
     layouts: tuple[str, ...]  # what was detected, one for each input
 
@@ -148,9 +150,12 @@ def survey(
     tracked = track(scanned, description="reading audio", total=len(found))
     for key, clip in zip(found, tracked, strict=True):
         clips[key] = clip
-    pairs = [(item, clips[_key(item.path)]) for item in utterances if _key(item.path) in found]
-    cuts, unusable = _cuts(pairs, settings, labels)
-    skipped += unusable
+    cuts = Windows()
+    for made in _cuts(_with_clips(utterances, clips), settings, labels):
+        if isinstance(made, Skipped):
+            skipped.append(made)
+        else:
+            cuts.append(made)
     return Transcripts(cuts=cuts, skipped=skipped, layouts=layouts)
 
 
@@ -248,7 +253,7 @@ def _items(
 
 
 def _key(path: Path) -> str:
-    return os.path.abspath(path)
+    return intern(os.path.abspath(path))  # one string for all utterances of a file
 
 
 def _name(item: Utterance) -> str:
@@ -272,16 +277,19 @@ def _without_text(sources: Iterable[Source], utterances: Iterable[Utterance]) ->
 def _settled(utterances: Iterable[Utterance]) -> tuple[list[Utterance], list[Skipped]]:
     """One text for each stretch of audio; where there are several, nobody knows which is right."""
     skipped: list[Skipped] = []
-    stretches: dict[tuple[str, float, float | None], list[Utterance]] = {}
+    stretches: dict[tuple[str, float, float | None], Utterance] = {}
+    more: dict[tuple[str, float, float | None], list[Utterance]] = {}
     for item in utterances:
         if item.text.strip():
             place = (_key(item.path), item.start, item.seconds)
-            stretches.setdefault(place, []).append(item)
+            if stretches.setdefault(place, item) is not item:
+                more.setdefault(place, []).append(item)
         else:
             reason = f"{_name(item)}its transcript is empty"
             skipped.append(Skipped(path=shown(item.path), reason=reason, kind=EMPTY))
     settled = []
-    for first, *others in stretches.values():
+    for place, first in stretches.items():
+        others = more.get(place, [])
         said = list(dict.fromkeys(" ".join(item.text.split()) for item in (first, *others)))
         if len(said) == 1:
             settled.append(first)
@@ -322,15 +330,24 @@ def _unique(id: str, taken: Counter[str]) -> str:
     return id if taken[id] == 1 else _unique(f"{id}#{taken[id]}", taken)
 
 
+def _with_clips(
+    utterances: list[Utterance], clips: Mapping[str, Clip | Skipped]
+) -> Iterator[tuple[Utterance, Clip | Skipped]]:
+    """Utterances with what their file turned out to be; where it is there. The list is used up."""
+    utterances.reverse()
+    while utterances:
+        item = utterances.pop()
+        if clip := clips.get(_key(item.path)):
+            yield item, clip
+
+
 def _cuts(
     pairs: Iterable[tuple[Utterance, Clip | Skipped]], settings: config.Transcribed, labels: bool
-) -> "tuple[list[MonoCut], list[Skipped]]":
+) -> "Iterator[MonoCut | Skipped]":
     """Cuts of the utterances whose audio is sound and of a length that can be used.
 
     Files with the same sound share one recording, so that a split never parts them.
     """
-    cuts: list[MonoCut] = []
-    skipped: list[Skipped] = []
     sounds: dict[str, Clip] = {}
     recordings: dict[str, Recording] = {}
     abouts: dict[str, dict[str, Any]] = {}  # which the cuts of a recording share
@@ -338,9 +355,7 @@ def _cuts(
     taken: Counter[str] = Counter()
     for item, clip in pairs:
         if isinstance(clip, Skipped):
-            skipped.append(
-                Skipped(path=clip.path, reason=_name(item) + clip.reason, kind=clip.kind)
-            )
+            yield Skipped(path=clip.path, reason=_name(item) + clip.reason, kind=clip.kind)
             continue
         first, samples = _stretch(item, clip)
         problem = _problem(item, clip, first, samples, settings)
@@ -348,13 +363,11 @@ def _cuts(
         if not problem and same in seen and not labels:
             problem = "duplicate", f"same sound and text as {seen[same]}"
         if problem:
-            skipped.append(
-                Skipped(
-                    path=shown(clip.source),
-                    reason=_name(item) + problem[1],
-                    kind=problem[0],
-                    seconds=max(0, samples) / SAMPLE_RATE,
-                )
+            yield Skipped(
+                path=shown(clip.source),
+                reason=_name(item) + problem[1],
+                kind=problem[0],
+                seconds=max(0, samples) / SAMPLE_RATE,
             )
             continue
         whole = (first, samples) == (0, clip.samples)
@@ -362,7 +375,7 @@ def _cuts(
         seen[same] = id
         sound = sounds.setdefault(clip.digest, clip)
         if sound.id not in recordings:
-            recordings[sound.id] = _recording(sound)
+            recordings[sound.id] = recorded(sound.id, sound.path, sound.samples)
         if clip.id not in abouts:
             abouts[clip.id] = {
                 "source": str(clip.source.absolute()),
@@ -373,8 +386,7 @@ def _cuts(
         about = abouts[clip.id]
         if labels:
             about = about | {"columns": _columns(item)}
-        cuts.append(_cut(item, id, recordings[sound.id], first, samples, about))
-    return cuts, skipped
+        yield _cut(item, id, recordings[sound.id], first, samples, about)
 
 
 def _stretch(item: Utterance, clip: Clip) -> tuple[int, int]:
@@ -406,18 +418,6 @@ def _problem(
     if not any(at < first + samples and first < at + length for at, length in clip.windows):
         return "unusable", "silent"
     return None
-
-
-def _recording(clip: Clip) -> "Recording":
-    from lhotse import AudioSource, Recording
-
-    return Recording(
-        id=clip.id,
-        sources=[AudioSource(type="file", channels=[0], source=str(clip.path.absolute()))],
-        sampling_rate=SAMPLE_RATE,
-        num_samples=clip.samples,
-        duration=clip.samples / SAMPLE_RATE,
-    )
 
 
 def _columns(item: Utterance) -> dict[str, str]:
@@ -495,17 +495,23 @@ def facts(
         skipped: what was left out.
         form: what is done to each text before it is counted.
     """
-    words = [cut.supervisions[0] for cut in cuts]
-    texts = [form(said.text) for said in words]
-    alphabet: Counter[str] = Counter()
-    for text in texts:
-        alphabet.update("".join(text.split()))
+    speakers: set[str] = set()
+    languages, alphabet = Counter[str](), Counter[str]()
+    words = 0
+    for cut in cuts:
+        (said,) = cut.supervisions
+        text = form(said.text).split()
+        words += len(text)
+        alphabet.update("".join(text))
+        languages[said.language or ""] += 1
+        speakers.add(said.speaker or "")
+    del languages[""]
     return Facts(
         utterances=len(cuts),
-        hours=sum(cut.duration for cut in cuts) / 3600,
-        speakers=len({said.speaker for said in words if said.speaker}),
-        languages=Counter(said.language for said in words if said.language),
-        words=sum(len(text.split()) for text in texts),
+        hours=seconds(cuts) / 3600,
+        speakers=len(speakers - {""}),
+        languages=languages,
+        words=words,
         alphabet=alphabet,
         left_out=Counter(item.kind for item in skipped),
     )

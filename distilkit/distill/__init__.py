@@ -9,6 +9,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,8 @@ def _kept(
     """The plan with what becomes of a frozen front end, and whether targets are stored."""
     shared = assembly.shared_front(teacher, student, settings)
     wide = keeping.widths(settings.objective, teacher.width if teacher else 0, shared)
-    count = sum(frames(cut.num_samples) for cut in [*collection.train, *collection.valid])
+    both = data.joined(collection.train, collection.valid)
+    count = sum(map(frames, data.samples(both)))
     form, size, choice = plan.stored(
         settings.targets,
         decided.steps,
@@ -275,19 +277,18 @@ def measure(job: Job, track: data.Tracker = data.untracked) -> plan.Measured:
     if not job.plan.stored:
         return training.measure(job.recipe, job.plan, made, accelerator, job.train, track)
     schedule = plan.schedule(job.recipe, job.train, job.plan.micro_seconds)
-    numbers = range(1, training.measured_steps(job.recipe) + 1)
-    groups = [group for number in numbers for group in schedule.step(number)]
-    used = [job.train[index] for group in groups for index in group]
+    taken = schedule.between(1, training.measured_steps(job.recipe))
+    used = data.pick(job.train, chain.from_iterable(chain.from_iterable(taken)))
     left = keeping.missing(job)
     with leftovers.temporary() as folder:
         store = stored.Store(folder if left else keeping.place(job), keeping.kept(job))
         began = time.perf_counter()
         for _ in stored.fill(store, used, targets, job.plan.micro_seconds, accelerator.device):
             pass
-        each = (time.perf_counter() - began) / sum(cut.duration for cut in used)
+        each = (time.perf_counter() - began) / data.seconds(used)
         made = replace(made, beside=store.read)
         found = training.measure(job.recipe, job.plan, made, accelerator, job.train, track)
-    return replace(found, target_seconds=each * sum(cut.duration for cut in left))
+    return replace(found, target_seconds=each * data.seconds(left))
 
 
 def disk_bytes(job: Job) -> int:

@@ -1,5 +1,6 @@
 """A distillation that is ready to run."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +22,8 @@ class Job:
     teacher: Encoder | None  # None where none is needed: units of MFCC, or all targets are stored
     checkpoint: Checkpoint | None
     existing: Existing | None  # a student to go on with
-    train: list[MonoCut]
-    valid: list[MonoCut]
+    train: Sequence[MonoCut]
+    valid: Sequence[MonoCut]
     plan: plan.Plan
     resumed: bool
     facts: dict[str, Any]  # what run.json says

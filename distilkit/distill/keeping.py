@@ -1,7 +1,7 @@
 """Where and in which form a distillation keeps its targets."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -49,9 +49,9 @@ def place(job: Job) -> Path:
     return Path(chosen) / kept(job).name if chosen else job.run.folder / FOLDER
 
 
-def missing(job: Job) -> list[MonoCut]:
+def missing(job: Job) -> Sequence[MonoCut]:
     """The windows whose targets are still to be computed and stored."""
-    windows = [*job.train, *job.valid]
+    windows = data.joined(job.train, job.valid)
     folder = place(job)
     if (folder / stored.DESCRIPTION).is_file():
         return stored.Store(folder, kept(job)).missing(windows)
@@ -62,7 +62,7 @@ def missing_bytes(job: Job) -> int:
     """Bytes of targets that are still to be written."""
     if not job.plan.stored:
         return 0
-    return sum(frames(cut.num_samples) for cut in missing(job)) * kept(job).bytes_per_frame
+    return sum(map(frames, data.samples(missing(job)))) * kept(job).bytes_per_frame
 
 
 def filled(
@@ -73,7 +73,7 @@ def filled(
     track: data.Tracker,
 ) -> stored.Store | None:
     """The run's store with all targets in it; None when stopped before."""
-    windows = [*job.train, *job.valid]
+    windows = data.joined(job.train, job.valid)
     store = stored.Store(place(job), kept(job))
     filling = stored.fill(
         store,
