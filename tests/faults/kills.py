@@ -77,6 +77,7 @@ class Kind:
         default_factory=list
     )  # once the run is there; the same again when empty
     every: int = 0  # optimizer steps between checkpoints; 0 where there are none
+    most: int = 0  # kills of what takes minutes each time; 0 for as many as are asked for
 
 
 KINDS = {
@@ -130,7 +131,10 @@ KINDS = {
         begin=["units", "{speech}", "--model", "{teacher}", "--clusters", "8", "--out", "units"]
     ),
     "export": Kind(begin=["export", "{teacher}", "--data", "{few}", "--int8", "--out", "exported"]),
-    "export-mobile": Kind(begin=["export", "{teacher}", "--mobile", "--out", "exported"]),
+    "export-mobile": Kind(
+        begin=["export", "{teacher}", "--mobile", "--out", "exported"], most=6
+    ),
+    "demo": Kind(begin=["demo", "--steps", "2", "--resume", "--out", "demo"], most=12),
     "probe": Kind(
         begin=["probe", "sid", "{said}", "--model", "{teacher}", "--workers", "0", "--out", "page.html"]
     ),
@@ -527,7 +531,8 @@ def main() -> None:
         bench.inputs = make_inputs(scratch / "inputs")
         for kind in asked.kind:
             began = time.monotonic()
-            found = campaign(bench, kind, asked.kills, asked.seed, asked.verbose)
+            kills = min(asked.kills, KINDS[kind].most or asked.kills)
+            found = campaign(bench, kind, kills, asked.seed, asked.verbose)
             failed |= bool(found.problems)
             row = {
                 "kind": kind,
@@ -537,7 +542,7 @@ def main() -> None:
                 "places": len(found.places),
                 "seed": asked.seed,
                 "failures": len(found.problems),
-                "command": f"python tests/faults/kills.py --kind {kind} --kills {asked.kills} --seed {asked.seed}",
+                "command": f"python tests/faults/kills.py --kind {kind} --kills {kills} --seed {asked.seed}",
                 "seconds": round(time.monotonic() - began),
             }
             if asked.record:
