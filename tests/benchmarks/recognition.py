@@ -74,19 +74,24 @@ def folders(place: Path, people: int, mixed: bool) -> tuple[Path, Path]:
 
 
 def table() -> None:
-    """Print what was recorded, a line for each way to train: means over seeds, least and most."""
-    found: dict[tuple[object, ...], list[dict[str, Any]]] = {}
+    """Print what was recorded, a line for each way to train: means, least and most.
+
+    A training that was repeated, and came to the same errors, counts once.
+    """
+    found: dict[tuple[object, ...], dict[str, dict[str, Any]]] = {}
     for line in (RESULTS / "recognition.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         keys = ("how", "kind", "people", "mixed", "set")
-        found.setdefault(tuple(str(row[key]) for key in keys), []).append(row)
-    for key, seeds in found.items():
+        same = str([row[key] for key in ("seed", "greedy", "lm")])
+        found.setdefault(tuple(str(row[key]) for key in keys), {})[same] = row
+    for key, trainings in found.items():
+        seeds = list(trainings.values())
         minutes = [row["train_minutes"] for row in seeds]
         shown = [f"minutes {mean(minutes):.1f}"]
         for label in ("greedy", "lm"):
             rates = [100 * row[label]["wer"] for row in seeds]
             shown.append(f"{label} {mean(rates):.1f}% ({min(rates):.1f} to {max(rates):.1f})")
-        print(*key, f"seeds {len(seeds)}", *shown, sep="  ")
+        print(*key, f"trainings {len(seeds)}", *shown, sep="  ")
 
 
 def curve(run: Path) -> list[tuple[int, float]]:
