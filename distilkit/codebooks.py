@@ -14,12 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torchaudio.compliance.kaldi import mfcc as kaldi_mfcc
 from torchaudio.functional import compute_deltas
 
-from distilkit import config
+from distilkit import config, leftovers
 from distilkit.audio import SAMPLE_RATE, frames
 from distilkit.errors import DistilkitError
 
@@ -161,7 +160,8 @@ def save(codebook: Codebook, path: Path) -> None:
         "model": codebook.model,
         "normalise": codebook.normalise,
     }
-    save_file(named, path, metadata={"codebook": json.dumps(about)})  # several keys have no order
+    # Several keys would have no order.
+    leftovers.save_tensors(named, path, {"codebook": json.dumps(about)})
 
 
 def load(path: Path) -> Codebook:

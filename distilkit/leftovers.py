@@ -13,11 +13,15 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
 from distilkit.runs import discard
 from distilkit.unfinished import NAME, beside, here
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PREFIX = ".distilkit-"  # of temporary folders; nobody else's begin so
 DAY = 24 * 3600.0  # seconds in which every process that lives and writes has written something
@@ -85,6 +89,33 @@ def _locked(folder: Path) -> int:
         os.close(handle)
         raise
     return handle
+
+
+def save_tensors(tensors: "dict[str, Tensor]", path: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file that lies in a folder with others.
+
+    The library writes under a name of its own beside the file first, which nobody would know for left
+    over where the process is killed. So it does that in a folder that has our kind of name.
+
+    Args:
+        tensors: each contiguous.
+        path: where, if need be beside the place that it is to take.
+        metadata: what is said of them.
+
+    Raises:
+        OSError: the folder cannot be made, or the file cannot be moved out of it.
+        SafetensorError: the file cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    within = path.with_name(f"{path.name}.0") if NAME.fullmatch(path.name) else beside(path)
+    discard(within)
+    within.mkdir()
+    try:
+        save_file(tensors, within / path.name, metadata)
+        (within / path.name).replace(path)
+    finally:
+        discard(within)
 
 
 def tidy(path: Path) -> None:

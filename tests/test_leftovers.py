@@ -6,13 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
+import safetensors.torch
+import torch
 from conftest import Run
 
-from distilkit import leftovers, unfinished
+from distilkit import codebooks, ctc, leftovers, unfinished
+from distilkit.codebooks import Codebook
 from distilkit.runs import replacing
 from distilkit.unfinished import here
 
@@ -141,6 +145,50 @@ def test_a_killed_commands_file_goes_with_the_next(
     assert code == 0, err
     assert Path(written).is_file()
     assert not half.exists()
+
+
+def keep_codebook(path: Path) -> None:
+    found = Codebook(
+        features="layers", layers=(4,), model="m", normalise=False, centres=(torch.zeros(2, 3),)
+    )
+    with replacing(path) as beside:
+        codebooks.save(found, beside)
+
+
+def keep_best(path: Path) -> None:
+    ctc._keep(Weighed(), path)  # type: ignore[arg-type]
+
+
+class Weighed:
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {"a": torch.zeros(2, 3)}
+
+
+@pytest.mark.parametrize("keep", [keep_codebook, keep_best])
+def test_what_safetensors_had_half_written_goes(
+    tmp_path: Path, keep: Callable[[Path], None]
+) -> None:
+    place = tmp_path / "kept.safetensors"
+
+    def killed(tensors: object, path: Path, **more: object) -> None:
+        Path(path).with_name(".tmpAbC123").write_text("its own name, until it is whole")
+        os._exit(9)
+
+    child = os.fork()
+    if not child:
+        safetensors.torch.serialize_file = killed
+        try:
+            keep(place)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert list(tmp_path.rglob(".tmpAbC123"))
+    leftovers.tidy(place)
+    assert list(tmp_path.iterdir()) == []
+    keep(place)
+    assert list(tmp_path.iterdir()) == [place]
+    with safetensors.safe_open(place, "pt") as file:
+        assert len(file.keys()) == 1
 
 
 def test_what_was_to_be_replaced_comes_back(tmp_path: Path, dead: int) -> None:

@@ -405,11 +405,9 @@ def diagnosis(rows: Rows, plan: plan.Plan, recipe: config.CtcRecipe) -> tuple[st
 
 
 def _keep(trainee: Trainee, path: Path) -> None:
-    from safetensors.torch import save_file
-
     weights = {name: value.detach().cpu().contiguous() for name, value in trainee.weights().items()}
     with replacing(path) as beside:
-        save_file(weights, beside, metadata={"digest": digest_of(weights)})
+        leftovers.save_tensors(weights, beside, {"digest": digest_of(weights)})
 
 
 def _kept(path: Path, wanted: Set[str]) -> dict[str, Tensor]:

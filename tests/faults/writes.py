@@ -123,8 +123,10 @@ class Watch:
 
         def serialize(tensors: Any, path: Any, **more: Any) -> None:
             def half() -> None:
-                real(tensors, path, **more)
-                os.truncate(path, os.path.getsize(path) // 2)
+                # Killed, it leaves a name of its own; of a full disk's file older ones leave a part.
+                name = path if self.full else Path(path).with_name(".tmpAbC123")
+                real(tensors, name, **more)
+                os.truncate(name, os.path.getsize(name) // 2)
 
             said = "Error while serializing: I/O error: No space left on device (os error 28)"
             self.tick("safetensors", half, safetensors.SafetensorError(said))
