@@ -37,7 +37,7 @@ from distilkit.audio import SAMPLE_RATE, frames
 from distilkit.batches import Batch, ahead, out_of_memory
 from distilkit.errors import DistilkitError, enclosed
 from distilkit.listeners import in_order
-from distilkit.runs import make_parent, parse_json, read_object, replacing, unwritable
+from distilkit.runs import MALFORMED, make_parent, parse_json, read_object, replacing, unwritable
 from distilkit.targets import Targets
 
 FORMAT = 1  # of the folder
@@ -368,7 +368,7 @@ def _read_journal(path: Path) -> dict[str, Place]:
     there = data.stat().st_size if data.is_file() else 0
     found: dict[str, Place] = {}
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
-        with suppress(ValueError, KeyError, TypeError):  # a damaged line's window is computed anew
+        with suppress(*MALFORMED):  # a damaged line's window is computed anew
             row = parse_json(line)
             place = Place(
                 part=path.stem,

@@ -1,6 +1,7 @@
 """Targets that are computed once: the same numbers, kept safely, and noticed where they do not belong."""
 
 import json
+import math
 import os
 import shutil
 import weakref
@@ -291,8 +292,9 @@ def test_a_damaged_journal_costs_its_lines_only(
     lines[7] = "[" * 100_000
     lies = {"at": -(10**18), "size": 10**18}
     lines[8] = json.dumps(json.loads(lines[8]) | lies)
+    lines[9] = json.dumps(json.loads(lines[9]) | {"powers": [math.inf]})
     journal.write_bytes(("\n".join(lines) + "\n").encode() + b"\xff\xfe\n")
-    assert len(Store(tmp_path, WHAT).missing(windows)) == 5
+    assert len(Store(tmp_path, WHAT).missing(windows)) == 6
 
 
 def test_a_journal_that_lies_elsewhere_is_not_followed(

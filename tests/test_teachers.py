@@ -470,6 +470,11 @@ REFUSED: dict[str, tuple[Edit, str, str]] = {
         "the settings in `FOLDER` are of a model with 273,608,464,336 weights, and its files hold ",
         AGAIN,
     ),
+    "a vector that would fill the memory": (
+        configure(hidden_size=10**9),
+        "the settings in `FOLDER` do not fit: a width of 1000000000",
+        AGAIN,
+    ),
     "a million layers": (
         configure(num_hidden_layers=10**6),
         "the settings in `FOLDER` do not fit: 1000000 layers and 7 convolutions",

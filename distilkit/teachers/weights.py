@@ -15,6 +15,7 @@ from distilkit.teachers.files import AGAIN
 
 AnyModel = TypeVar("AnyModel", bound=PreTrainedModel)
 MOST_LAYERS = 1000
+MOST_WIDTH = 2**17  # a vector of that length is made for real
 UNUSED = "masked_spec_embed"  # a teacher never masks: checkpoints may lack it or have it needlessly
 
 
@@ -123,6 +124,8 @@ def empty(
         layers, convs = shape.num_hidden_layers, len(shape.conv_dim)
         if layers > MOST_LAYERS or convs > MOST_LAYERS:
             raise ValueError(f"{layers} layers and {convs} convolutions")
+        if shape.hidden_size > MOST_WIDTH:
+            raise ValueError(f"a width of {shape.hidden_size}")
         if shape.num_attention_heads < 1:  # less than none divides every width
             raise ValueError(f"{shape.num_attention_heads} attention heads")
         with torch.device("meta"):

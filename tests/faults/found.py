@@ -84,6 +84,8 @@ DEFECTS = {  # one root cause each; the test is `file::function`
     "fp16 overflowed in every second step, without end": "test_half::test_overflows_without_end_are_an_error",
     "steps left out before a run was stopped did not count": "test_training::test_stopped_and_resumed_too_many_broken_steps_end_at_the_same_one",
     "clips of a process in which nothing went wrong were named": "test_ranks::test_clips_are_those_of_the_process_in_which_it_went_wrong",
+    "a line of a store's journal with a number without end": "test_stored::test_a_damaged_journal_costs_its_lines_only",
+    "settings of a width that fills the memory": "test_teachers::test_what_is_refused_says_why",
 }  # fmt: skip
 
 
