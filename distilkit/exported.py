@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from distilkit import config
 from distilkit.audio import SAMPLE_RATE, Samples, frames
-from distilkit.errors import DistilkitError
+from distilkit.errors import DistilkitError, enclosed
 from distilkit.hub import EXPORTED
 from distilkit.listeners import Frames, LogProbs
 from distilkit.runs import digest, read_object
@@ -305,9 +305,11 @@ def read(path: Path) -> dict[str, Any]:
     """What an exported folder says of itself.
 
     Raises:
-        DistilkitError: it says nothing that can be read, or is of a later version.
+        DistilkitError: it says nothing that can be read, is of a later version, or a link leads out of it.
     """
     hint = "export the model again"
+    if path.is_dir():
+        enclosed(path)  # who has the folder from elsewhere may not have come by `locate`
     facts = read_object(path / EXPORTED, hint)
     if isinstance(facts.get("format"), int) and facts["format"] > FORMAT:
         raise DistilkitError(

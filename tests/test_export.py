@@ -476,6 +476,14 @@ def unsound(model: onnx.ModelProto) -> None:
             tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
 
 
+def test_what_an_export_says_is_not_read_outside_its_folder(exports: Path, tmp_path: Path) -> None:
+    shutil.copytree(exports / "base", tmp_path / "x")
+    (tmp_path / "x" / "export.json").rename(tmp_path / "outside")
+    (tmp_path / "x" / "export.json").symlink_to("../outside")
+    with pytest.raises(DistilkitError, match="is a link to"):
+        exported.read(tmp_path / "x")
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("name", ["inside", "../outside", "{}/outside", "link"])
 def test_weights_outside_the_folder_are_not_read(
