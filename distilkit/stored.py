@@ -32,9 +32,10 @@ import torch
 from lhotse import MonoCut
 from torch import Tensor
 
-from distilkit import config, data, leftovers
+from distilkit import config, leftovers
 from distilkit.audio import SAMPLE_RATE, frames
 from distilkit.batches import Batch, ahead, out_of_memory
+from distilkit.data import pick, samples
 from distilkit.errors import DistilkitError, enclosed
 from distilkit.listeners import in_order
 from distilkit.runs import MALFORMED, make_parent, parse_json, read_object, replacing, unwritable
@@ -134,7 +135,7 @@ class Store:
     def missing(self, windows: Sequence[MonoCut]) -> Sequence[MonoCut]:
         """Those windows whose targets are not here yet."""
         left = [place for place, cut in enumerate(windows) if cut not in self]
-        return data.pick(windows, left)
+        return pick(windows, left)
 
     def __contains__(self, cut: MonoCut) -> bool:
         return window_key(cut) in self._places
@@ -254,7 +255,7 @@ def fill(
         DistilkitError: audio cannot be read, the disk is full, or the teacher's numbers are not finite.
     """
     leftovers.tidy_below(store.folder)
-    groups = in_order(data.samples(windows), micro_seconds)[share[0] :: share[1]]
+    groups = in_order(samples(windows), micro_seconds)[share[0] :: share[1]]
     chosen = [group for group in groups if any(windows[place] not in store for place in group)]
     if not chosen:
         return

@@ -121,11 +121,12 @@ def prepare(
     read = transcripts.read(transcribed, settings.data, track=track)
     usable, unusable = fitting(read.cuts, tokens, settings)
     train_cuts, valid_cuts = splits.hold_out(usable, settings.data, settings.train.seed)
+    train_who, valid_who = splits.who(train_cuts), splits.who(valid_cuts)
     collection = data.Collection(
         train=train_cuts,
         valid=valid_cuts,
         skipped=[*read.skipped, *unusable],
-        recordings=len({cut.recording.id for cut in usable}),
+        recordings=len({recording for _, recording in (*train_who, *valid_who)}),
         formats={},
     )
     longest = max(data.samples(usable)) / SAMPLE_RATE / min(settings.augment.speeds)
@@ -138,8 +139,8 @@ def prepare(
         "recordings": collection.recordings,
         "train_seconds": round(collection.train_seconds, 3),
         "valid_seconds": round(collection.valid_seconds, 3),
-        "train_speakers": len(_speakers(train_cuts)),
-        "valid_speakers": len(_speakers(valid_cuts)),
+        "train_speakers": len({speaker for speaker, _ in train_who} - {""}),
+        "valid_speakers": len({speaker for speaker, _ in valid_who} - {""}),
         "skipped": dict(collection.reasons()),
         "text": _text_facts(usable, collection.skipped, tokens),
         "base": {
@@ -246,10 +247,6 @@ def _text_facts(
         "rare": found.rare,
         "languages": dict(found.languages),
     }
-
-
-def _speakers(cuts: Sequence[MonoCut]) -> set[str]:
-    return {cut.supervisions[0].speaker for cut in cuts if cut.supervisions[0].speaker}
 
 
 def train(job: Job, stop: Callable[[], bool] = lambda: False) -> Iterator[loop.Step]:

@@ -33,12 +33,12 @@ def hold_out(cuts: Sequence[MonoCut], settings: config.Transcribed, seed: int) -
     if wanted <= 0:
         return cuts, []
     lengths = windows.samples(cuts)
-    who = _who(cuts)
-    groups = _together(who)
+    speaking = who(cuts)
+    groups = _together(speaking)
     seconds = _seconds(groups, lengths)
-    known = {group for group, (speaker, _) in zip(groups, who, strict=True) if speaker}
+    known = {group for group, (speaker, _) in zip(groups, speaking, strict=True) if speaker}
     if len(known) < 2 or min(seconds.values()) > most:
-        groups = [recording for _, recording in who]
+        groups = [recording for _, recording in speaking]
         seconds = _seconds(groups, lengths)
     if len(seconds) < 2:
         return _by_time(cuts, wanted)
@@ -58,16 +58,16 @@ def hold_out(cuts: Sequence[MonoCut], settings: config.Transcribed, seed: int) -
 
 def together(cuts: Iterable[MonoCut]) -> list[str]:
     """For each cut a name that all have in common that share a speaker or a recording."""
-    return _together(_who(cuts))
+    return _together(who(cuts))
 
 
-def _who(cuts: Iterable[MonoCut]) -> list[tuple[str, str]]:
+def who(cuts: Iterable[MonoCut]) -> list[tuple[str, str]]:
     """Speaker, empty where unknown, and recording of each."""
     found = ((cut.supervisions[0].speaker or "", cut.recording.id) for cut in cuts)
     return [(intern(speaker), intern(recording)) for speaker, recording in found]
 
 
-def _together(who: Sequence[tuple[str, str]]) -> list[str]:
+def _together(speaking: Sequence[tuple[str, str]]) -> list[str]:
     parents: dict[str, str] = {}
 
     def top(name: str) -> str:
@@ -76,11 +76,11 @@ def _together(who: Sequence[tuple[str, str]]) -> list[str]:
             name = parents[name]
         return name
 
-    for speaker, recording in who:
+    for speaker, recording in speaking:
         if speaker:
             one, other = top(f"speaker {speaker}"), top(f"recording {recording}")
             parents[max(one, other)] = min(one, other)
-    return [top(f"recording {recording}") for _, recording in who]
+    return [top(f"recording {recording}") for _, recording in speaking]
 
 
 def _seconds(groups: Sequence[str], lengths: Sequence[int]) -> dict[str, float]:
