@@ -19,6 +19,7 @@ from conftest import Run, voice
 
 from distilkit import cli, demo
 from distilkit.demo import speech as built_in_speech
+from distilkit.unfinished import here
 
 OPTIONS = {
     "distill": {"--teacher", "--student", "--out", "--recipe", "--set", "--steps", "--resume", "--plan", "--seed", "--memory", "--vram", "--json"},
@@ -674,6 +675,9 @@ def test_a_demo_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setattr("distilkit.demo.speech", lambda: tmp_path / "few")
     monkeypatch.setattr("distilkit.cli.demo.RECIPE", "smoke")
     monkeypatch.setattr("distilkit.report.complete", lambda run, track: (run.folder, {}))
+    gone = subprocess.Popen(["true"])  # killed as it had hardly begun
+    gone.wait()
+    (Path("demo of mine") / f".run.partial-{gone.pid}-{here()}").mkdir(parents=True)
     with monkeypatch.context() as patch:
         patch.setattr("distilkit.demo.compare", stopped)
         code, _, err = run("demo", "--steps", "2", "--out", "demo of mine")

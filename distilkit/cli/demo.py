@@ -80,6 +80,7 @@ def demo(
 
 def _place(out: Path | None, resume: bool) -> Path:
     """The folder of the demo: a new one, or with `resume` the one to go on with."""
+    from distilkit import leftovers
     from distilkit.errors import DistilkitError
     from distilkit.runs import Run, free_folder
 
@@ -87,6 +88,7 @@ def _place(out: Path | None, resume: bool) -> Path:
     if resume and out is None and begun:
         return begun[-1].parents[1]
     out = out or free_folder(Path("demo"))
+    leftovers.tidy(out / "run")  # of a demo that was killed when it had hardly begun
     there = out.exists() and (not out.is_dir() or any(out.iterdir()))
     if there and not (resume and Run(out / "run").exists):
         raise DistilkitError(
