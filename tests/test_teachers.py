@@ -470,11 +470,6 @@ REFUSED: dict[str, tuple[Edit, str, str]] = {
         "the settings in `FOLDER` are of a model with 273,608,464,336 weights, and its files hold ",
         AGAIN,
     ),
-    "a vector that would fill the memory": (
-        configure(hidden_size=10**9),
-        "the settings in `FOLDER` do not fit: a width of 1000000000",
-        AGAIN,
-    ),
     "a million layers": (
         configure(num_hidden_layers=10**6),
         "the settings in `FOLDER` do not fit: 1000000 layers and 7 convolutions",
@@ -523,6 +518,14 @@ def test_what_is_refused_says_why(edited: Callable[[Edit], Path], name: str) -> 
     said, hinted = refused(folder)
     assert said.startswith(problem.replace("FOLDER", str(folder)))
     assert hinted.startswith(hint.replace("FOLDER", str(folder)))
+
+
+def test_a_width_that_would_fill_the_memory_is_refused(edited: Callable[[Edit], Path]) -> None:
+    """Before anything is made of it: one vector of that width takes 4 GB."""
+    folder = edited(configure(hidden_size=10**9))
+    said, hinted = refused(folder)
+    assert said.startswith(f"the settings in `{folder}` do not fit: a width of 1000000000")
+    assert hinted.startswith(AGAIN)
 
 
 def test_only_settings_of_the_model_are_taken(edited: Callable[[Edit], Path], plain: Path) -> None:

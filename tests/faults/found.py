@@ -86,7 +86,7 @@ DEFECTS = {  # one root cause each; the test is `file::function`
     "clips of a process in which nothing went wrong were named": "test_ranks::test_clips_are_those_of_the_process_in_which_it_went_wrong",
     "a line of a store's journal with a number without end": "test_stored::test_a_damaged_journal_costs_its_lines_only",
     "what an export says, outside its folder": "test_export::test_what_an_export_says_is_not_read_outside_its_folder",
-    "settings of a width that fills the memory": "test_teachers::test_what_is_refused_says_why",
+    "settings of a width that fills the memory": "test_teachers::test_a_width_that_would_fill_the_memory_is_refused",
 }  # fmt: skip
 
 
