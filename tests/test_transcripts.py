@@ -4,6 +4,7 @@ import builtins
 import gzip
 import io
 import json
+import os
 import re
 import shutil
 import tarfile
@@ -979,6 +980,44 @@ def test_other_suffixes(tmp_path: Path, sounds: Sounds) -> None:
         ("ada-1-0002.flac", "no text", "no transcript names it"),
         ("lost.wav", "no audio", "there is no such file"),
     ]
+
+
+def test_other_suffixes_in_capitals_and_in_the_other_unicode_form(tmp_path: Path) -> None:
+    write(tmp_path / "metadata.csv", unicodedata.normalize("NFC", "jürgen|one|one\nzoë|two|two\n"))
+    for name in ("Zoë.wav", "jürgen.FLAC", "zoë.WAV"):
+        put(tmp_path / "wavs" / unicodedata.normalize("NFD", name), voice(0.6, 9))
+    found = read([tmp_path], SETTINGS)
+    names = [Path(item.custom["source"]).name for item in found.cuts]
+    assert [unicodedata.normalize("NFC", name) for name in names] == ["jürgen.FLAC", "zoë.WAV"]
+
+
+@pytest.mark.parametrize("make", [librispeech, ljspeech], ids=lambda x: x.__name__)
+def test_names_of_files_that_are_not_there_cost_little(
+    make: Callable[[Path, Sounds], Path],
+    tmp_path: Path,
+    sounds: Sounds,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not a look for each suffix that audio may have, for each of a million rows."""
+    place = make(tmp_path / "data", sounds)
+    table = place / ("metadata.csv" if make is ljspeech else "dev/ada/1/ada-1.trans.txt")
+    row = "lost-{}|x|y\n" if make is ljspeech else "lost-{} x\n"
+    with table.open("a") as file:
+        file.writelines(row.format(number) for number in range(1000))
+    looks: list[object] = []
+    isfile = os.path.isfile
+    monkeypatch.setattr(os.path, "isfile", lambda path: looks.append(path) or isfile(path))
+    said, _ = texts([place])
+    assert len(said) == 1003
+    assert len(looks) < 4 * len(said)
+
+
+def test_a_text_may_be_a_link(tmp_path: Path) -> None:
+    put(tmp_path / "data" / "a.wav", voice(0.6, 9))
+    write(tmp_path / "elsewhere.txt", "one two\n")
+    (tmp_path / "data" / "a.txt").symlink_to("../elsewhere.txt")
+    (cut,) = read([tmp_path / "data"], SETTINGS).cuts
+    assert cut.supervisions[0].text == "one two"
 
 
 def test_what_is_hidden_is_no_table(folder: Path) -> None:

@@ -24,8 +24,8 @@ from distilkit.data.sources import (
     Utterance,
     anywhere,
     broken,
+    by_name,
     inside,
-    named,
     relative,
 )
 from distilkit.errors import DistilkitError
@@ -197,11 +197,11 @@ def _is_ljspeech(source: Source) -> bool:
 
 def _ljspeech(source: Source) -> Iterator[Item]:
     """LJSpeech: `metadata.csv` of `id|text|text spelled out`, audio in `wavs/`; the last text there is."""
-    table = _ljspeech_table(source)
+    table, named = _ljspeech_table(source), by_name(".wav")
     for _, line in tables.lines_of(table) if table else ():
         name, *texts = line.split("|")
         text = next((text for text in reversed(texts) if text.strip()), "")
-        path = named(source.folder / "wavs", name.strip(), ".wav")
+        path = named(source.folder / "wavs", name.strip())
         if isinstance(path, Skipped):
             yield path
         else:
@@ -214,10 +214,11 @@ def _is_librispeech(source: Source) -> bool:
 
 def _librispeech(source: Source) -> Iterator[Item]:
     """LibriSpeech: `SPEAKER-CHAPTER.trans.txt` beside `SPEAKER-CHAPTER-NUMBER.flac`."""
+    named = by_name(".flac")
     for table in source.below(".trans.txt"):
         for _, line in tables.lines_of(table):
             name, text = _pair(line)
-            path = named(table.parent, name, ".flac")
+            path = named(table.parent, name)
             if isinstance(path, Skipped):
                 yield path
             else:

@@ -2,8 +2,9 @@
 
 import os
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 
@@ -110,22 +111,45 @@ def anywhere(folder: Path, name: str) -> Path:
 
 def _present(path: Path) -> Path:
     """The file, where it is there only under the other Unicode form of its name that one."""
-    if os.path.lexists(path):
+    if str(path).isascii() or os.path.lexists(path):
         return path
     forms = [Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD")]
     return next((form for form in forms if os.path.lexists(form)), path)
 
 
-def named(folder: Path, stem: str, suffix: str) -> Path | Skipped:
-    """The audio file of this name: with the layout's own suffix, else with another or as it is."""
-    path = inside(folder, stem)
-    if isinstance(path, Skipped):
-        return path
-    expected = _present(folder / f"{stem}{suffix}")
-    if os.path.isfile(expected):
-        return expected
-    others = (folder / f"{stem}{ending}" for ending in ("", *sorted(SUFFIXES)))
-    return next((file for file in others if os.path.isfile(file)), expected)
+def by_name(suffix: str) -> Callable[[Path, str], Path | Skipped]:
+    """What finds the audio file of a name in a folder: with this suffix, else as it is or with another.
+
+    Folders are listed once: a table may name a million files of which none is there.
+    """
+    listed = cache(_audio_in)
+
+    def named(folder: Path, name: str) -> Path | Skipped:
+        path = inside(folder, name)
+        if isinstance(path, Skipped):
+            return path
+        expected = _present(folder / f"{name}{suffix}")
+        for file in (expected, path):
+            if os.path.isfile(file):
+                return file
+        stem = unicodedata.normalize("NFC", expected.name.removesuffix(suffix))
+        other = listed(expected.parent).get(stem, expected)
+        return other if os.path.isfile(other) else expected
+
+    return named
+
+
+def _audio_in(folder: Path) -> dict[str, Path]:
+    """The audio files of a folder by their names without suffix; where there are several, the first."""
+    try:
+        names = os.listdir(folder)
+    except OSError:  # not there, or closed: then its files are missing, and are listed as such
+        return {}
+    found: dict[str, Path] = {}
+    for name in sorted(names, key=lambda name: (Path(name).suffix.lower(), name)):
+        if Path(name).suffix.lower() in SUFFIXES:
+            found.setdefault(unicodedata.normalize("NFC", Path(name).stem), folder / name)
+    return found
 
 
 def relative(path: Path, source: Source) -> str:

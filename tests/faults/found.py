@@ -87,6 +87,7 @@ DEFECTS = {  # one root cause each; the test is `file::function`
     "a line of a store's journal with a number without end": "test_stored::test_a_damaged_journal_costs_its_lines_only",
     "what an export says, outside its folder": "test_export::test_what_an_export_says_is_not_read_outside_its_folder",
     "settings of a width that fills the memory": "test_teachers::test_a_width_that_would_fill_the_memory_is_refused",
+    "a look for each suffix, for each name of a table that is not there": "test_transcripts::test_names_of_files_that_are_not_there_cost_little",
 }  # fmt: skip
 
 
