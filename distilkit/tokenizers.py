@@ -486,6 +486,8 @@ def _problem(stock: Any) -> str | None:
     """Why a tokenizer cannot serve for CTC, if it cannot."""
     if not isinstance(stock.model_max_length, int | float):
         return "its `model_max_length` is no number"
+    if not isinstance(getattr(stock, "replace_word_delimiter_char", ""), str):
+        return "its `replace_word_delimiter_char` is no text"
     if stock.pad_token_id is None:
         return "it has no padding token, CTC's blank"
     ids = sorted(stock.get_vocab().values())
@@ -494,10 +496,11 @@ def _problem(stock: Any) -> str | None:
     token = next((x for x in ids if x not in stock.all_special_ids), None)
     if token is None:
         return "it has no tokens"
-    if (
-        len({stock.decode(path) for path in ([token], [token] * 2, [token, stock.pad_token_id])})
-        > 1
-    ):
+    if None in stock("a\ue000", add_special_tokens=False)["input_ids"]:
+        return "it has no token for characters that are unknown"
+    stock.decode(ids)  # a token that cannot be written fails here
+    alike = {stock.decode(path) for path in ([token], [token] * 2, [token, stock.pad_token_id])}
+    if len(alike) > 1:
         return "it does not join repeats and drop blanks"
     return None
 

@@ -191,6 +191,13 @@ def test_names_that_are_not_utf8_can_be_listed_and_trained_on(folder: Path) -> N
         assert cut.load_audio().shape == (1, 16000)
 
 
+def test_half_a_sign_in_a_name_or_a_reason_can_be_listed() -> None:
+    """As JSON may hold it, and no file of text can."""
+    item = Skipped(path="\ud800.wav", reason="there is no recording `\ud800`", kind="no audio")
+    said = data.dump_skipped([item]).encode().decode()
+    assert said.endswith("\t\\ud800.wav\tthere is no recording `\\ud800`\n")
+
+
 def test_a_list_of_skipped_files_keeps_its_columns(folder: Path) -> None:
     item = Skipped(path="a\tb\nc.wav", reason="x", kind="unusable", seconds=1.5)
     assert (

@@ -523,6 +523,15 @@ def void(_: object) -> None:
     pass
 
 
+def without_unknown(folder: Path) -> None:
+    """One of ours, whose table of tokens gives the unknown one no number."""
+    tokenizers.save(
+        tokenizers.train(["a bee"], config.Tokenizer(kind="char"), config.Text()), folder
+    )
+    table = folder / "vocab.json"
+    table.write_text(json.dumps({**json.loads(table.read_text()), "<unk>": None}))
+
+
 NONE = "no tokenizer in `{}`: "
 NOT = "the tokenizer in `{}` is not for CTC: "
 DAMAGED = "`{}/text.json` is damaged: "
@@ -534,7 +543,9 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "no numbers": (vocabulary({"<pad>": "x", "a": "0"}), NONE),
     "gaps": (vocabulary({**VOCABULARY, "Z": 99}), NOT + "its tokens are not numbered from 0"),
     "a limit that is no number": (vocabulary(VOCABULARY, model_max_length="x"), NOT + "its `model_max_length` is no number"),
+    "a space that is no text": (vocabulary(VOCABULARY, replace_word_delimiter_char={"a": 1}), NOT + "its `replace_word_delimiter_char` is no text"),
     "no blank": (vocabulary(VOCABULARY, pad_token=None), NOT + "it has no padding token"),
+    "no unknown": (without_unknown, NOT + "it has no token for characters that are unknown"),
     "no tokens": (vocabulary({"<pad>": 0, "<unk>": 1, "<s>": 2, "</s>": 3, "|": 4}), NOT + "it has no tokens"),
     "plain": (plain_fast, NOT + "it does not join repeats and drop blanks"),
     "code": (own_code, NONE),

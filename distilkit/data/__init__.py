@@ -239,7 +239,7 @@ def dump_skipped(skipped: Sequence[Skipped]) -> str:
     """The skipped files as tab-separated text with a header line."""
 
     def plain(text: str) -> str:
-        return text.replace("\t", " ").replace("\n", " ")
+        return shown(text.replace("\t", " ").replace("\n", " "))
 
     rows = [
         f"{item.kind}\t{item.seconds:.2f}\t{plain(item.path)}\t{plain(item.reason)}"

@@ -88,6 +88,9 @@ DEFECTS = {  # one root cause each; the test is `file::function`
     "what an export says, outside its folder": "test_export::test_what_an_export_says_is_not_read_outside_its_folder",
     "settings of a width that fills the memory": "test_teachers::test_a_width_that_would_fill_the_memory_is_refused",
     "a look for each suffix, for each name of a table that is not there": "test_transcripts::test_names_of_files_that_are_not_there_cost_little",
+    "a tokenizer whose space is no text": "test_tokenizers::test_what_is_not_a_tokenizer[a space that is no text]",
+    "a tokenizer whose unknown token has no number": "test_tokenizers::test_what_is_not_a_tokenizer[no unknown]",
+    "half a sign in the id of a recording": "test_data::test_half_a_sign_in_a_name_or_a_reason_can_be_listed",
 }  # fmt: skip
 
 
@@ -95,9 +98,12 @@ def missing() -> list[str]:
     """Tests that are named here and do not exist."""
     gone = []
     for test in DEFECTS.values():
-        file, _, function = test.partition("::")
-        tree = ast.parse((TESTS / f"{file}.py").read_text(encoding="utf-8"))
-        if function not in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}:
+        file, _, name = test.removesuffix("]").partition("::")
+        function, _, case = name.partition("[")
+        text = (TESTS / f"{file}.py").read_text(encoding="utf-8")
+        tree = ast.parse(text)
+        functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        if function not in functions or (case and f'"{case}": (' not in text):
             gone.append(test)
     return gone
 

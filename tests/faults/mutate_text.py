@@ -133,8 +133,9 @@ def _text(path: Path, rng: Random) -> str:
         lines.insert(rng.randrange(len(lines)), lines.pop(place))
     elif how == "line":
         lines.insert(place, rng.choice(WORDS) * rng.choice((1, 1, 3)))
-    else:
-        lines = lines[:place] + [lines[place]] * 20_000 + lines[place:]
+    else:  # of a long line fewer: no file of gigabytes
+        times = min(20_000, 1 + (1 << 24) // (1 + len(lines[place])))
+        lines[place:place] = [lines[place]] * times
     end = rng.choice(("\n", "\n", "\n", "\r\n", "\r", "\u2028"))
     code = rng.choice(("utf-8", "utf-8", "utf-8", "utf-8", "utf-16", "utf-8-sig", "latin-1"))
     if code == "latin-1":
