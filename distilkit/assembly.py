@@ -19,6 +19,7 @@ from distilkit.codebooks import Codebook, Source
 from distilkit.encoder import (
     FRONT,
     Encoder,
+    check_sizes,
     encode,
     exact,
     frame_mask,
@@ -346,10 +347,12 @@ def from_config(values: Mapping[str, object], normalise: bool) -> Encoder:
     """A student of that configuration, with weights that a checkpoint is to replace.
 
     Raises:
-        ValueError: a setting is of another type.
+        ValueError: a setting is of another type, or a size that no model has.
     """
     try:
-        model = HubertModel(HubertConfig(**values))
+        shape = HubertConfig(**values)
+        check_sizes(shape)
+        model = HubertModel(shape)
     except StrictDataclassError as error:
         raise ValueError(" ".join(str(error).split())) from error
     return Encoder(model=exact(model), normalise=normalise)

@@ -37,6 +37,8 @@ from distilkit.convolutions import arithmetic, lean
 from distilkit.errors import DistilkitError
 from distilkit.front import LeanFront
 
+MOST_LAYERS = 1000
+MOST_WIDTH = 2**17  # a vector of that length is made before weights are
 Frames = npt.NDArray[np.float32]
 Model: TypeAlias = HubertModel | Wav2Vec2Model | WavLMModel | Data2VecAudioModel
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
@@ -192,6 +194,24 @@ def padded(clips: Sequence[Samples]) -> tuple[Tensor, list[int]]:
     """Clips as one batch, (B, S), padded behind each one's end, and samples of each."""
     waves = [torch.from_numpy(np.ascontiguousarray(clip)) for clip in clips]
     return pad_sequence(waves, batch_first=True), [len(clip) for clip in clips]
+
+
+def check_sizes(shape: PreTrainedConfig) -> None:
+    """Refuse settings of a model that nobody has, before it is built: that would never end.
+
+    Raises:
+        ValueError: names the size.
+    """
+    layers, convs = shape.num_hidden_layers, len(shape.conv_dim)
+    if layers > MOST_LAYERS or convs > MOST_LAYERS:
+        raise ValueError(f"{layers} layers and {convs} convolutions")
+    for size in (shape.hidden_size, shape.intermediate_size):
+        if size > MOST_WIDTH:
+            raise ValueError(f"a width of {size}")
+    if shape.num_conv_pos_embeddings > MOST_LAYERS:  # as many layers, in data2vec
+        raise ValueError(f"{shape.num_conv_pos_embeddings} positions")
+    if shape.num_attention_heads < 1:  # less than none divides every width
+        raise ValueError(f"{shape.num_attention_heads} attention heads")
 
 
 def exact(model: Model) -> Model:

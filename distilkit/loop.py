@@ -419,7 +419,11 @@ def restore(
     numbers: Mapping[str, float | int],
     given: Set[str] = frozenset(),
 ) -> None:
-    """Put back what `state` returned; the module has what was left out."""
+    """Put back what `state` returned; the module has what was left out.
+
+    Raises:
+        ValueError: the optimizer's state of a weight has not all that of others has, or not its shape.
+    """
     kept = {
         name.removeprefix("module."): value
         for name, value in tensors.items()
@@ -434,6 +438,14 @@ def restore(
         if name.startswith("optimizer."):
             _, index, key = name.split(".")
             moments.setdefault(int(index), {})[key] = value
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    every = sorted(set().union(*moments.values()))
+    for place, values in moments.items():
+        for key in every:
+            if key not in values:
+                raise ValueError(f"`optimizer.{place}.{key}` is missing")
+            if values[key].shape != (() if key == "step" else weights[place].shape):
+                raise ValueError(f"`optimizer.{place}.{key}` has another shape")
     optimizer.load_state_dict({"state": moments, "param_groups": saved["param_groups"]})
     if accelerator.scaler is not None:
         scaler = {

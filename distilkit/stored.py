@@ -100,6 +100,8 @@ class Store:
             DistilkitError: it holds something else, or cannot be read.
         """
         self.folder, self.kept = folder, kept
+        if folder.is_dir():
+            enclosed(folder)  # it is read, and written to
         path = folder / DESCRIPTION
         said = {"format": FORMAT, **json.loads(json.dumps(asdict(kept)))}
         if not path.is_file():
@@ -113,7 +115,6 @@ class Store:
                 f"`{folder}` holds targets of something else: `{differ[0] if differ else 'more'}` differs",
                 _anew(folder),
             )
-        enclosed(folder)  # it is written to
         self._places: dict[str, Place] = {}
         self._files: dict[str, IO[bytes]] = {}
         self._right: set[str] = set()  # windows whose bytes were checked in this process

@@ -3,6 +3,7 @@
 What `distill` and `finetune-ctc` share: the caller brings the module, the loss and the audio.
 """
 
+import errno
 import gc
 import math
 import time
@@ -35,7 +36,7 @@ NEW = {  # how runs are begun
 MEASURED = 100.0  # seconds of audio whose steps a plan takes
 STRETCH = 100  # steps whose mean loss is looked at
 # Something else is there, or nothing.
-MISPLACED = FileNotFoundError, IsADirectoryError, NotADirectoryError
+MISPLACED = errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP
 BEGUN = 20  # steps that say where a run began
 BURST = 10.0  # times that loss, or 1 where it was less: beyond, a run has diverged, learned or not
 LEARNED = 0.9  # of that loss: what a run came below before it can be said to lose all it learned
@@ -296,8 +297,10 @@ def reading(run: Run) -> Iterator[None]:
     """
     try:
         yield
-    except (*MALFORMED, *MISPLACED, RuntimeError, SafetensorError) as error:
+    except (*MALFORMED, OSError, RuntimeError, SafetensorError) as error:
         elsewhere = isinstance(error, RuntimeError) and type(error).__module__ != "builtins"
+        if isinstance(error, OSError):
+            elsewhere = error.errno not in MISPLACED
         if elsewhere or batches.out_of_memory(error):
             raise
         said = str(error).strip().partition("\n")[0] or type(error).__name__

@@ -189,6 +189,16 @@ def test_the_histogram_counts_every_window(distilled: Path) -> None:
     assert found.suffixes == {".wav": 8, ".flac": 4}
 
 
+def test_windows_of_absurd_lengths_are_counted_too() -> None:
+    """Without a look at every length that lies between."""
+    found = sources.Sources()
+    found.lengths["train"].update([50, 50, 10**30])
+    edges, bars = found.bars()
+    assert len(edges) == len(bars["train"]) + 1
+    assert sum(bars["train"]) == 3
+    assert (bars["train"][0], bars["train"][-1]) == (2, 1)
+
+
 # -------------------------------------------------------------------------------------- the page
 
 

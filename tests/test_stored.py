@@ -308,6 +308,17 @@ def test_a_journal_that_lies_elsewhere_is_not_followed(
     assert (tmp_path / "canary").read_text() == "mine"
 
 
+def test_a_description_that_lies_elsewhere_is_not_read(
+    windows: list[MonoCut], live: LiveTargets, tmp_path: Path
+) -> None:
+    filled(tmp_path / "kept", windows, live)
+    (tmp_path / "canary").write_text("{}")
+    (tmp_path / "kept" / "store.json").unlink()
+    (tmp_path / "kept" / "store.json").symlink_to("../canary")
+    with pytest.raises(DistilkitError, match="is a link to"):
+        Store(tmp_path / "kept", WHAT)
+
+
 @pytest.mark.parametrize("lie", [{"size": 7}, {"size": 0}, {"powers": []}, {"at": 1}])
 def test_a_journal_that_lies_is_one_error(
     windows: list[MonoCut], live: LiveTargets, tmp_path: Path, lie: dict[str, object]

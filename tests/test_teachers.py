@@ -470,6 +470,11 @@ REFUSED: dict[str, tuple[Edit, str, str]] = {
         "the settings in `FOLDER` are of a model with 273,608,464,336 weights, and its files hold ",
         AGAIN,
     ),
+    "more positions than anybody has": (
+        configure(num_conv_pos_embeddings=2**40),  # in data2vec as many convolutions
+        "the settings in `FOLDER` do not fit: 1099511627776 positions",
+        AGAIN,
+    ),
     "a million layers": (
         configure(num_hidden_layers=10**6),
         "the settings in `FOLDER` do not fit: 1000000 layers and 7 convolutions",

@@ -214,6 +214,45 @@ def test_a_student_whose_settings_are_none(stopped: Path, tmp_path: Path) -> Non
             prepare([], out=run, resume=True)
 
 
+@pytest.mark.parametrize("name", ["num_hidden_layers", "hidden_size", "intermediate_size"])
+def test_a_student_of_a_size_that_no_model_has(stopped: Path, tmp_path: Path, name: str) -> None:
+    """It is refused before it is built, which would never end or fill the memory."""
+    run = tmp_path / "run"
+    shutil.copytree(stopped, run)
+    facts = json.loads((run / "run.json").read_text())
+    facts["student"]["config"][name] = 10**9
+    facts["student"]["from"] = {"name": "m"}
+    (run / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(DistilkitError, match="damaged: .*1000000000"):
+        prepare([], out=run, resume=True)
+
+
+@pytest.mark.parametrize("damage", ["is missing", "has another shape"])
+def test_moments_of_weights_that_are_not_whole(stopped: Path, tmp_path: Path, damage: str) -> None:
+    """In a checkpoint whose digest is right."""
+    run = tmp_path / "run"
+    shutil.copytree(stopped, run)
+    tensors, state = Run(run).load_checkpoint() or ({}, {})
+    name = next(name for name in tensors if name.endswith(".exp_avg"))
+    moment = tensors.pop(name)
+    if damage == "has another shape":
+        tensors[name] = moment.flatten()[:1]
+    for old in (run / "checkpoints").iterdir():
+        shutil.rmtree(old)
+    Run(run).save_checkpoint(state["step"], tensors, state)
+    with pytest.raises(DistilkitError, match=f"damaged: `{name}` {damage}"):
+        list(train(prepare([], out=run, resume=True)))
+
+
+def test_a_recipe_that_is_a_link_to_itself(stopped: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(stopped, run)
+    (run / "recipe.toml").unlink()
+    (run / "recipe.toml").symlink_to("recipe.toml")
+    with pytest.raises(DistilkitError, match="damaged: .*recipe.toml"):
+        prepare([], out=run, resume=True)
+
+
 def test_what_is_inspected_of_a_run_makes_sense_or_is_one_error(
     stopped: Path, tmp_path: Path, run: Command
 ) -> None:

@@ -44,10 +44,10 @@ class Sources:
         width = max(1, -(-(high - low) // BARS))
         low -= low % width
         bars = -(-(high - low) // width)
-        counted = {
-            split: [sum(counts[low + bar * width + i] for i in range(width)) for bar in range(bars)]
-            for split, counts in self.lengths.items()
-        }
+        counted = {split: [0] * bars for split in self.lengths}
+        for split, counts in self.lengths.items():
+            for length, count in counts.items():
+                counted[split][(length - low) // width] += count
         return [(low + bar * width) * FAST for bar in range(bars + 1)], counted
 
 

@@ -8,14 +8,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from distilkit.encoder import MODELS, exact
+from distilkit.encoder import MODELS, check_sizes, exact
 from distilkit.errors import DistilkitError
 from distilkit.teachers.checkpoint import Checkpoint, Source
 from distilkit.teachers.files import AGAIN
 
 AnyModel = TypeVar("AnyModel", bound=PreTrainedModel)
-MOST_LAYERS = 1000
-MOST_WIDTH = 2**17  # a vector of that length is made for real
 UNUSED = "masked_spec_embed"  # a teacher never masks: checkpoints may lack it or have it needlessly
 
 
@@ -121,13 +119,7 @@ def empty(
         DistilkitError: the settings do not fit one another, or want more than there is.
     """
     try:
-        layers, convs = shape.num_hidden_layers, len(shape.conv_dim)
-        if layers > MOST_LAYERS or convs > MOST_LAYERS:
-            raise ValueError(f"{layers} layers and {convs} convolutions")
-        if shape.hidden_size > MOST_WIDTH:
-            raise ValueError(f"a width of {shape.hidden_size}")
-        if shape.num_attention_heads < 1:  # less than none divides every width
-            raise ValueError(f"{shape.num_attention_heads} attention heads")
+        check_sizes(shape)
         with torch.device("meta"):
             model: AnyModel = kind(shape)
     except Exception as error:  # heads that do not divide the width, and the like

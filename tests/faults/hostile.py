@@ -117,7 +117,11 @@ class Campaign:
             shutil.copytree(seed.folder, work / "input", symlinks=True, dirs_exist_ok=True)
             told = "nothing"
         else:
+            (work / "aside").mkdir()
+            os.chdir(work / "aside")  # what is damaged twice is unpickled here, and may run
             told = mutate(seed, work / "input", rng)
+            os.chdir(work)
+            shutil.rmtree(work / "aside")
         (work / "outside" / "before").write_text(json.dumps(_listing(work / "outside")))
         Path("/proc/self/clear_refs").write_text("5")  # the damage may have taken more than its use
         spent = time.process_time()

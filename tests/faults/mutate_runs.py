@@ -269,6 +269,8 @@ def _damage(seed: Seed, folder: Path, rng: Random) -> str:
         for path in everything
         if path.is_file() and not path.is_symlink() and path.suffix not in LEFT_OUT
     ]
+    if not files:
+        return "nothing more"  # the only one is a link by now
     suffixes = sorted({path.suffix for path in files})
     weights = [(RARELY | OFTEN).get(suffix, 1.0) for suffix in suffixes]
     suffix = rng.choices(suffixes, weights)[0]
