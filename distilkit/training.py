@@ -36,7 +36,7 @@ NEW = {  # how runs are begun
 MEASURED = 100.0  # seconds of audio whose steps a plan takes
 STRETCH = 100  # steps whose mean loss is looked at
 # Something else is there, or nothing.
-MISPLACED = errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP
+MISPLACED = FileNotFoundError, IsADirectoryError, NotADirectoryError
 BEGUN = 20  # steps that say where a run began
 BURST = 10.0  # times that loss, or 1 where it was less: beyond, a run has diverged, learned or not
 LEARNED = 0.9  # of that loss: what a run came below before it can be said to lose all it learned
@@ -299,8 +299,8 @@ def reading(run: Run) -> Iterator[None]:
         yield
     except (*MALFORMED, OSError, RuntimeError, SafetensorError) as error:
         elsewhere = isinstance(error, RuntimeError) and type(error).__module__ != "builtins"
-        if isinstance(error, OSError):
-            elsewhere = error.errno not in MISPLACED
+        if isinstance(error, OSError):  # safetensors gives no number
+            elsewhere = not isinstance(error, MISPLACED) and error.errno != errno.ELOOP
         if elsewhere or batches.out_of_memory(error):
             raise
         said = str(error).strip().partition("\n")[0] or type(error).__name__

@@ -412,6 +412,17 @@ def test_truncated_files_are_refused(tmp_path: Path, name: str, reason: str, sha
         load(path)
 
 
+@pytest.mark.parametrize("kept", [1, 1024, 50_001, 97_022])
+def test_a_truncated_sphere_file_is_refused(tmp_path: Path, kept: int) -> None:
+    """libsndfile takes it to be as long as its bytes are, whatever the header says."""
+    path = flac_of_noise(tmp_path / "a.nist").rename(tmp_path / "a.sph")
+    whole = path.read_bytes()
+    assert (len(load(path)), len(whole)) == (48000, 97_024)
+    path.write_bytes(whole[:kept])
+    with pytest.raises(AudioError, match="truncated" if kept > 1024 else "a.sph"):
+        load(path)
+
+
 def test_a_truncated_mp4_is_refused(tmp_path: Path) -> None:
     path = encode(tmp_path / "a.m4a", tone(5)[:, 0], "aac", 16000, {"movflags": "faststart"})
     data = path.read_bytes()

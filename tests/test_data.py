@@ -740,6 +740,25 @@ def test_a_copy_of_other_sound_is_made_again(folder: Path, cache: Path) -> None:
         assert copy.read_bytes() == whole
 
 
+@pytest.mark.parametrize("place", [20, 47])
+def test_a_copy_that_only_ffmpeg_can_read_is_made_again(
+    folder: Path, cache: Path, place: int
+) -> None:
+    """Windows of it are read in place, which needs libsndfile: training would stop at it each time."""
+    write(folder / "a.wav", rate=44100)
+    (before,) = scanned(folder)
+    (copy,) = cache.rglob("*.flac")
+    whole = copy.read_bytes()
+    damaged = bytearray(whole)
+    damaged[place] ^= 2  # the channels of the header; the first frame's
+    copy.write_bytes(damaged)
+    with pytest.raises(soundfile.LibsndfileError):
+        soundfile.read(copy)
+    (after,) = scanned(folder)
+    assert replace(after, stamp="") == replace(before, stamp="")
+    assert copy.read_bytes() == whole
+
+
 def test_a_copy_is_whole_or_not_there(folder: Path, cache: Path) -> None:
     path = write(folder / "a.flac", seconds=3, rate=44100)
     path.write_bytes(path.read_bytes()[:-30_000])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from conftest import Run as Command
 from conftest import quick
@@ -242,6 +243,24 @@ def test_moments_of_weights_that_are_not_whole(stopped: Path, tmp_path: Path, da
     Run(run).save_checkpoint(state["step"], tensors, state)
     with pytest.raises(DistilkitError, match=f"damaged: `{name}` {damage}"):
         list(train(prepare([], out=run, resume=True)))
+
+
+def test_a_checkpoint_that_vanishes_while_it_is_read(
+    stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(stopped, run)
+    job = prepare([], out=run, resume=True)
+
+    load_file = safetensors.torch.load_file
+
+    def gone(path: Path) -> None:
+        path.unlink()
+        load_file(path)
+
+    monkeypatch.setattr(safetensors.torch, "load_file", gone)
+    with pytest.raises(DistilkitError, match="damaged: No such file"):
+        list(train(job))
 
 
 def test_a_recipe_that_is_a_link_to_itself(stopped: Path, tmp_path: Path) -> None:

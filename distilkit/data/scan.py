@@ -127,13 +127,19 @@ def _copy_path(path: Path, cache: Path) -> Path:
 
 
 def _read_copy(copy: Path, measure: "_Measure") -> bool:
-    """Measure an earlier decoded copy; False where there is none, or its sound is not what was written."""
+    """Measure an earlier decoded copy; False where there is none, or its sound is not what was written.
+
+    Nor does one do that only FFmpeg can make sense of: training reads windows of it in place.
+    """
     sound = hashlib.md5(usedforsecurity=False)
     try:
-        for block in decode(copy).blocks:
+        decoded = decode(copy)
+        for block in decoded.blocks:
             measure.add(block)
             steps = np.clip(block * 32768, -32768, 32767)
             sound.update(steps.astype("<i2").tobytes())
+        if decoded.repaired or decoded.header is None or not decoded.header.exact:
+            return False
         with copy.open("rb") as file:
             return file.read(FLAC_SOUND.stop)[FLAC_SOUND] == sound.digest()
     except (AudioError, OSError):

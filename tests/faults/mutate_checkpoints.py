@@ -524,9 +524,8 @@ def _recogniser(place: Path) -> str:
     (rows,) = found.logprobs([WAVE])
     assert rows.shape[0] == 19
     assert rows.shape[1] >= len(found.tokenizer)
-    _finite(
-        [rows[:, : found.model.lm_head.out_features]]
-    )  # tokens that the head lacks are impossible
+    known = found.model.lm_head.out_features  # tokens that the head lacks are impossible
+    _finite([rows[:, :known]])
     return found.tokenizer.decode(rows.argmax(1) % len(found.tokenizer))
 
 
