@@ -18,8 +18,9 @@ from distilkit import leftovers, teachers
 from distilkit.cards import converted_card
 from distilkit.encoder import FAMILIES, Encoder, front_norm
 from distilkit.errors import DistilkitError
+from distilkit.files import replacing
 from distilkit.hub import DEFAULT_TEACHER, locate
-from distilkit.runs import Run, replacing
+from distilkit.runs import Run
 from distilkit.students import parameters, save
 from distilkit.teachers import Checkpoint
 from distilkit.teachers.layout import ACTIVATIONS, names

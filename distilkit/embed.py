@@ -22,15 +22,8 @@ from distilkit import config, leftovers
 from distilkit.audio import FRAME_SAMPLES, SAMPLE_RATE, AudioError, Samples, decode, load
 from distilkit.data import Found, Skipped, Tracker, find, stamp, untracked
 from distilkit.errors import DistilkitError, enclosed_below
+from distilkit.files import MALFORMED, append_line, make_parent, parse_json, replacing, write_text
 from distilkit.listeners import Encodes, Frames, Stream, encode_stream, in_order
-from distilkit.runs import (
-    MALFORMED,
-    append_line,
-    make_parent,
-    parse_json,
-    replacing,
-    write_text,
-)
 
 WHOLE_SECONDS = 30.0  # recordings up to this are embedded whole
 BATCH_SECONDS = 30.0  # audio in memory at once, padding counted

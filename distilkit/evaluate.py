@@ -13,9 +13,9 @@ from distilkit.audio import SAMPLE_RATE
 from distilkit.data import Skipped, Tracker, transcripts, untracked
 from distilkit.decode import Search, decoded
 from distilkit.errors import DistilkitError
+from distilkit.files import write_text
 from distilkit.listeners import HEARD_SECONDS, Hears, LogProbs, hear_stream, in_order
 from distilkit.rates import Errors, confusions, errors, interval
-from distilkit.runs import write_text
 
 BATCH_SECONDS = 60.0  # audio in memory at once, padding counted
 LONGEST = 3600.0  # seconds; of an utterance

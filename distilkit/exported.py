@@ -19,9 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from distilkit import config
 from distilkit.audio import SAMPLE_RATE, Samples, frames
 from distilkit.errors import DistilkitError, enclosed
+from distilkit.files import digest, read_object
 from distilkit.hub import EXPORTED
 from distilkit.listeners import Frames, LogProbs
-from distilkit.runs import digest, read_object
 from distilkit.tokenizers import DELIMITER, SPACE, Tokenizer
 
 MODEL = "model.onnx"

@@ -26,8 +26,8 @@ from distilkit.audio import FRAME_SAMPLES, SAMPLE_RATE, Samples, clock, decode
 from distilkit.data import Found, Skipped, Tracker, find, untracked
 from distilkit.encoder import Encoder, encode, frame_mask
 from distilkit.errors import DistilkitError
+from distilkit.files import replacing
 from distilkit.listeners import in_order
-from distilkit.runs import replacing
 
 MINUTES = 10.0  # of audio, unless asked otherwise
 CLIP_SECONDS = 30.0  # longer recordings are heard in clips of this length

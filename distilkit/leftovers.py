@@ -1,7 +1,7 @@
 """What killed processes leave behind, and how it goes.
 
 A temporary folder is locked by the process that made it: the next one that makes such a folder can
-tell that nobody holds it any more. What `runs.replacing` writes beside its place has its process in
+tell that nobody holds it any more. What `files.replacing` writes beside its place has its process in
 its name, and where that runs. Of what another machine or container writes on a disk that both see,
 only the disk's clock tells: it is left over once nothing of it has changed for a day.
 """
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from distilkit.runs import discard
+from distilkit.files import discard
 from distilkit.unfinished import NAME, beside, here
 
 if TYPE_CHECKING:

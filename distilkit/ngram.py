@@ -16,7 +16,7 @@ from pathlib import Path
 
 from distilkit import leftovers
 from distilkit.errors import DistilkitError
-from distilkit.runs import replacing
+from distilkit.files import replacing
 
 BEGIN, END, UNKNOWN = "<s>", "</s>", "<unk>"
 MARKS = frozenset((BEGIN, END, UNKNOWN))

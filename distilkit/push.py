@@ -32,9 +32,10 @@ from safetensors import SafetensorError, safe_open
 from distilkit import __version__, cards, exported, layer_mix, recognisers, teachers, tokenizers
 from distilkit.cards import CARD, OURS, private_paths
 from distilkit.errors import DistilkitError, did_you_mean, enclosed
+from distilkit.files import digest
 from distilkit.hub import EXPORTED, TIMEOUT, WEIGHTS, is_exported
 from distilkit.recognisers import ADAPTER, BASE
-from distilkit.runs import RESULTS, Run, digest
+from distilkit.runs import RESULTS, Run
 
 LOGIN = "hf auth login"
 SLOW = 300.0  # seconds that the hub may take to answer once it was reached

@@ -28,9 +28,9 @@ from distilkit import config, hub, layer_mix, teachers, tokenizers
 from distilkit.audio import Samples, frames
 from distilkit.encoder import Encoder, check_finite, encode, exact, front_norm, padded
 from distilkit.errors import DistilkitError
+from distilkit.files import read_object
 from distilkit.layer_mix import MixedHubertForCTC
 from distilkit.listeners import LogProbs
-from distilkit.runs import read_object
 from distilkit.teachers import Checkpoint, huggingface
 from distilkit.teachers.files import AGAIN
 from distilkit.teachers.weights import UNUSED, refuse

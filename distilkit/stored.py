@@ -37,8 +37,8 @@ from distilkit.audio import SAMPLE_RATE, frames
 from distilkit.batches import Batch, ahead, out_of_memory
 from distilkit.data import pick, samples
 from distilkit.errors import DistilkitError, enclosed
+from distilkit.files import MALFORMED, make_parent, parse_json, read_object, replacing, unwritable
 from distilkit.listeners import in_order
-from distilkit.runs import MALFORMED, make_parent, parse_json, read_object, replacing, unwritable
 from distilkit.targets import Targets
 
 FORMAT = 1  # of the folder

@@ -26,8 +26,9 @@ from torch import nn
 from distilkit import batches, config, data, leftovers, loop, plan, resuming
 from distilkit.batches import Batch
 from distilkit.errors import DistilkitError
+from distilkit.files import MALFORMED, discard
 from distilkit.objectives import Loss
-from distilkit.runs import CHECKPOINTS, MALFORMED, Run, discard, free_folder, newest_run
+from distilkit.runs import CHECKPOINTS, Run, free_folder, newest_run
 
 NEW = {  # how runs are begun
     "distill": "distilkit distill AUDIO",

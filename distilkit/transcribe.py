@@ -21,9 +21,9 @@ from distilkit.data import Found, Skipped, find, stamp
 from distilkit.data.find import shown
 from distilkit.decode import Search, Word, decoded, following, words
 from distilkit.errors import DistilkitError, enclosed_below
+from distilkit.files import append_line, discard, make_parent, parse_json, write_text
 from distilkit.listeners import HEARD_SECONDS, Hears, LogProbs, hear_stream, in_order
 from distilkit.pauses import Levels, bounded, levels, stretches, turns
-from distilkit.runs import append_line, discard, make_parent, parse_json, write_text
 from distilkit.tokenizers import DELIMITER, SPACE, Tokenizer
 
 Heard = tuple[LogProbs, Levels]  # of the same frames

@@ -16,7 +16,7 @@ from distilkit.batches import whole
 from distilkit.codebooks import Codebook, Source
 from distilkit.encoder import Encoder, fingerprint
 from distilkit.errors import DistilkitError, enclosed_below
-from distilkit.runs import digest, make_parent, read_object, replacing, write_text
+from distilkit.files import digest, make_parent, read_object, replacing, write_text
 from distilkit.targets import LiveTargets, Targets, live_mfcc, live_units, normalised
 
 MICRO_SECONDS = 60.0  # audio in memory at once, padding counted

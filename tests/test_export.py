@@ -25,8 +25,8 @@ from distilkit.encoder import Encoder, exact
 from distilkit.errors import DistilkitError
 from distilkit.export import export, mobile, verify, weights
 from distilkit.export.graph import Graph, to_onnx
+from distilkit.files import digest
 from distilkit.hub import locate
-from distilkit.runs import digest
 from distilkit.students import save
 from distilkit.transcribe import transcribe
 

@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "distilkit"
 ROWS = (
     {"errors", "wording"},
     {"config", "unfinished"},
-    {"audio", "pages", "rates", "runs"},
+    {"files"},
+    {"audio", "normalisation", "pages", "rates", "runs"},
     {"convolutions", "hub", "leftovers"},
     {"front"},
     {"encoder", "layer_mix"},

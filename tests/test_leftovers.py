@@ -17,7 +17,7 @@ from conftest import Run
 
 from distilkit import codebooks, ctc, leftovers, unfinished
 from distilkit.codebooks import Codebook
-from distilkit.runs import replacing
+from distilkit.files import replacing
 from distilkit.unfinished import here
 
 HOLD = """
@@ -205,7 +205,7 @@ WRITE = """
 import socket, sys
 from pathlib import Path
 socket.gethostname = lambda: "the other one"
-from distilkit.runs import replacing
+from distilkit.files import replacing
 with replacing(Path(sys.argv[1])) as beside:
     beside.mkdir()
     (beside / "half").write_text("half")

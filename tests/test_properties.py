@@ -29,6 +29,7 @@ from distilkit.data.splits import hold_out
 from distilkit.encoder import Encoder, exact, prepare
 from distilkit.errors import DistilkitError
 from distilkit.listeners import in_order
+from distilkit.normalisation import normalise
 from distilkit.runs import Run
 from distilkit.stored import Kept, pack, unpack
 
@@ -241,15 +242,15 @@ def letters(text: str, form: str) -> list[str]:
 
 @given(TEXTS, WRITTEN)
 def test_to_normalise_twice_changes_nothing(text: str, written: config.Text) -> None:
-    once = tokenizers.normalise(text, written)
-    assert tokenizers.normalise(once, written) == once
+    once = normalise(text, written)
+    assert normalise(once, written) == once
     assert once == " ".join(once.split())
 
 
 @given(TEXTS, WRITTEN)
 def test_no_letter_and_no_digit_is_dropped(text: str, written: config.Text) -> None:
     kept = written.model_copy(update={"digits": "keep"})
-    found = tokenizers.normalise(text, kept)
+    found = normalise(text, kept)
     turkic = kept.language in ("tr", "az")
     if kept.case == "keep":
         assert letters(found, kept.form) == letters(text, kept.form)
@@ -270,7 +271,7 @@ def test_no_letter_and_no_digit_is_dropped(text: str, written: config.Text) -> N
 )
 def test_what_is_encoded_is_decoded(lines: list[str], kind: str) -> None:
     text = config.Text(form="NFC")
-    lines = [line for line in (tokenizers.normalise(line, text) for line in lines) if line]
+    lines = [line for line in (normalise(line, text) for line in lines) if line]
     assume(lines)
     try:
         made = tokenizers.train(lines, config.Tokenizer(kind=kind), text)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from distilkit import cards, ctc, exported, tokenizers, wording
 from distilkit.distill import distill, prepare, train
 from distilkit.export.card import SCRIPT
-from distilkit.runs import digest
+from distilkit.files import digest
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 

@@ -1,11 +1,8 @@
 """Run folders: whole or not at all, one process at a time."""
 
-import errno
 import json
 import os
-import resource
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -13,123 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from distilkit.errors import DistilkitError
-from distilkit.runs import Run, newest_run, replacing, write_text
-
-
-def test_a_file_is_replaced_whole_or_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "file.txt"
-    write_text(path, "old")
-    with pytest.raises(RuntimeError), replacing(path) as beside:
-        beside.write_text("half")
-        raise RuntimeError
-    assert path.read_text() == "old"
-    write_text(path, "new")
-    assert path.read_text() == "new"
-    assert [item.name for item in tmp_path.iterdir()] == ["file.txt"]
-
-
-def test_a_folder_is_replaced_whole_or_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "folder"
-    for text in ("one", "two"):
-        with replacing(path) as beside:
-            beside.mkdir()
-            (beside / text).write_text(text)
-    with pytest.raises(RuntimeError), replacing(path) as beside:
-        beside.mkdir()
-        raise RuntimeError
-    assert [item.name for item in path.iterdir()] == ["two"]
-    assert [item.name for item in tmp_path.iterdir()] == ["folder"]
-
-
-@pytest.mark.parametrize("kind", ["file", "folder"])
-def test_a_result_in_its_place_is_no_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    """A folder that cannot be synced, on a full disk or where a file system does not do that."""
-    real = os.fsync
-
-    def fsync(handle: int) -> None:
-        if os.path.samestat(os.fstat(handle), os.stat(tmp_path)):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(handle)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    with replacing(tmp_path / "made") as beside:
-        beside.mkdir() if kind == "folder" else beside.touch()
-    assert [item.name for item in tmp_path.iterdir()] == ["made"]
-
-
-def test_what_was_there_comes_back_where_the_new_cannot_be_moved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "made").mkdir()
-    (tmp_path / "made/old").touch()
-    real = Path.rename
-
-    def rename(path: Path, to: Path) -> Path:
-        if ".partial-" in path.name:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return real(path, to)
-
-    monkeypatch.setattr(Path, "rename", rename)
-    with pytest.raises(DistilkitError, match="No space left"), replacing(tmp_path / "made") as new:
-        new.mkdir()
-    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == [
-        "made",
-        "made/old",
-    ]
-
-
-def test_only_what_was_written_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not what lies beside it: the parent may be somebody's home."""
-    (tmp_path / "loop").symlink_to("loop")
-    (tmp_path / "other").write_text("big")
-    opened, real = [], os.open
-
-    def watching(path: object, *rest: int) -> int:
-        opened.append(Path(str(path)).name)
-        return real(path, *rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(os, "open", watching)
-    with replacing(tmp_path / "folder") as beside:
-        beside.mkdir()
-        (beside / "inside").touch()
-    assert set(opened) - {beside.name} == {"inside", tmp_path.name}
-
-
-def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(DistilkitError, match=r"cannot write `.*file.txt`: No space left") as caught:
-        with replacing(tmp_path / "file.txt"):
-            raise OSError(28, "No space left on device")
-    assert caught.value.hint == "make room on that disk, or choose a folder on another"
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_full_disk_is_called_that_where_safetensors_writes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.getsignal(signal.SIGXFSZ)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
-    try:
-        with pytest.raises(DistilkitError) as caught, replacing(tmp_path / "codebook") as beside:
-            save_file({"centres": torch.zeros(100_000)}, beside)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
-    assert caught.value.problem == f"cannot write `{tmp_path}/codebook`: File too large"
-    assert list(tmp_path.iterdir()) == []
-    said = "Error while serializing: I/O error: No space left on device (os error 28)"
-    with pytest.raises(DistilkitError) as caught, replacing(tmp_path / "codebook"):
-        raise SafetensorError(said)
-    assert caught.value.problem == f"cannot write `{tmp_path}/codebook`: No space left on device"
-    assert str(caught.value.hint).startswith("make room on that disk")
-    with pytest.raises(SafetensorError, match="of another kind"), replacing(tmp_path / "codebook"):
-        raise SafetensorError("of another kind")
+from distilkit.runs import Run, newest_run
 
 
 def test_the_place_must_be_free(tmp_path: Path) -> None:
@@ -330,12 +213,6 @@ def test_a_run_that_a_killed_process_had_begun_to_make_is_none(tmp_path: Path) -
     newest = newest_run(tmp_path, finished=False, kind="distill")
     assert newest is not None
     assert newest.folder.name == "run"
-
-
-def test_nothing_can_be_written_below_a_file(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(DistilkitError, match="cannot write"):
-        write_text(tmp_path / "file" / "below", "y")
 
 
 def test_a_damaged_line_of_a_log_is_named(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import sys
 import torch
 
 from distilkit import hub, teachers
-from distilkit.runs import replacing
+from distilkit.files import replacing
 from distilkit.students import save
 
 

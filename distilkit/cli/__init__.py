@@ -168,7 +168,7 @@ def fail(error: DistilkitError, status: int = 1) -> NoReturn:
 
 def _of_the_machine(error: Exception) -> DistilkitError | None:
     """What a full disk, a place that cannot be written, or too little memory is called."""
-    from distilkit.runs import UNWRITABLE
+    from distilkit.files import UNWRITABLE
 
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
         where = f"`{error.filename}`: " if error.filename else ""

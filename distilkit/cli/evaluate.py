@@ -43,8 +43,8 @@ def evaluate(
     from distilkit.cli import console
     from distilkit.cli.transcribe import check_form, searching
     from distilkit.errors import DistilkitError
+    from distilkit.files import make_parent
     from distilkit.hub import default_recogniser, locate
-    from distilkit.runs import make_parent
 
     options.present(data)
     name = model or default_recogniser()

@@ -27,7 +27,8 @@ def inspect(
     `distilkit inspect ./my_audio`
     """
     from distilkit.errors import DistilkitError
-    from distilkit.runs import MALFORMED, Run
+    from distilkit.files import MALFORMED
+    from distilkit.runs import Run
 
     try:
         _show(path, text_column, json)
@@ -158,8 +159,8 @@ def _steps(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
 
 def _exported(name: str) -> dict[str, Any] | None:
     from distilkit import exported
+    from distilkit.files import digest
     from distilkit.hub import is_exported
-    from distilkit.runs import digest
 
     path = Path(name)
     if not is_exported(path):

@@ -94,8 +94,8 @@ def probe(
     from distilkit import leftovers
     from distilkit.cli import console
     from distilkit.errors import DistilkitError
+    from distilkit.files import make_parent
     from distilkit.hub import default_model, locate
-    from distilkit.runs import make_parent
 
     _one_task(data)
     options.present(data)

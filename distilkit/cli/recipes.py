@@ -58,7 +58,7 @@ def copy(
     from distilkit.cli import console
     from distilkit.config import recipe_path
     from distilkit.errors import DistilkitError
-    from distilkit.runs import write_text
+    from distilkit.files import write_text
 
     text = recipe_path(name).read_text(encoding="utf-8")
     leftovers.tidy(file)

@@ -37,7 +37,8 @@ def report(
     from distilkit import leftovers
     from distilkit.cli import console
     from distilkit.errors import DistilkitError
-    from distilkit.runs import MALFORMED, Run, make_parent
+    from distilkit.files import MALFORMED, make_parent
+    from distilkit.runs import Run
 
     found = Run(run)
     found.read()

@@ -86,10 +86,11 @@ def tokenizer(
 
     from distilkit import cards, leftovers, tokenizers
     from distilkit.data.transcripts import texts
-    from distilkit.runs import make_parent, replacing
+    from distilkit.files import make_parent, replacing
+    from distilkit.normalisation import normalise
 
     raw, skipped = texts(data, text_column)
-    lines = [tokenizers.normalise(line, text) for line in raw]
+    lines = [normalise(line, text) for line in raw]
     made = tokenizers.train(lines, settings, text)
     make_parent(out)
     leftovers.tidy(out)
@@ -180,7 +181,7 @@ def _show(facts: dict[str, Any], made: "Tokenizer", lines: Sequence[str], kind: 
 
 def _gone(raw: Sequence[str], text: "Text", alphabet: set[str]) -> Counter[str]:
     """Characters that normalisation takes away even inside a word, and how often they were there."""
-    from distilkit.tokenizers import normalise
+    from distilkit.normalisation import normalise
 
     seen = Counter(char for line in raw for char in line if not char.isspace())
     return Counter(

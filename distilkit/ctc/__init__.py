@@ -41,10 +41,11 @@ from distilkit.ctc.trainee import Trainee, assemble, groups
 from distilkit.data import Skipped, splits, transcripts
 from distilkit.encoder import digest_of
 from distilkit.errors import DistilkitError
+from distilkit.files import replacing
 from distilkit.hub import default_model
 from distilkit.noise import recordings
 from distilkit.recognisers import BASE
-from distilkit.runs import Run, replacing
+from distilkit.runs import Run
 from distilkit.teachers import Checkpoint
 from distilkit.tokenizers import Tokenizer
 from distilkit.training import Rows

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distilkit.errors import DistilkitError, did_you_mean
-from distilkit.runs import parse_json
+from distilkit.files import parse_json
 
 Row = dict[str, Any] | str  # a row, or what is wrong with it
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")

@@ -37,9 +37,10 @@ from distilkit.distill.job import Job
 from distilkit.distill.parts import all_stored, assemble, likely, targets_of
 from distilkit.encoder import Encoder
 from distilkit.errors import DistilkitError
+from distilkit.files import replacing
 from distilkit.hub import DEFAULT_TEACHER
 from distilkit.noise import recordings
-from distilkit.runs import Run, replacing
+from distilkit.runs import Run
 from distilkit.teachers import Checkpoint
 
 DEFAULT_RECIPE = "personal"

@@ -12,8 +12,8 @@ from distilkit import assembly, codebooks, loop, training
 from distilkit.audio import frames
 from distilkit.distill.job import Job
 from distilkit.distill.keeping import widths
+from distilkit.files import replacing
 from distilkit.noise import recordings
-from distilkit.runs import replacing
 from distilkit.targets import Targets, live_units
 
 

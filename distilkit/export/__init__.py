@@ -29,10 +29,10 @@ from distilkit.export.verify import (
 )
 from distilkit.export.weights import WEIGHTS
 from distilkit.exported import MODEL
+from distilkit.files import digest, make_parent, replacing
 from distilkit.hub import EXPORTED, is_exported, locate
 from distilkit.recognisers import ADAPTER, Recogniser
 from distilkit.recognisers import load as load_recogniser
-from distilkit.runs import digest, make_parent, replacing
 from distilkit.teachers import Checkpoint
 
 __all__ = ["TIMED_SECONDS", "TOLERANCES", "WEIGHTS", "Checked", "Export", "beyond", "export"]

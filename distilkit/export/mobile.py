@@ -17,8 +17,8 @@ from distilkit.audio import FRAME_SAMPLES, HOP_SAMPLES, SAMPLE_RATE
 from distilkit.errors import DistilkitError
 from distilkit.export.graph import Graph, quiet
 from distilkit.exported import Exported, Given, Waves
+from distilkit.files import digest
 from distilkit.listeners import HEARD_SECONDS
-from distilkit.runs import digest
 
 FILE = "model.pte"
 RUNTIME = "executorch"

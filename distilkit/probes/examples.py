@@ -18,11 +18,11 @@ from distilkit.data import Skipped, tables
 from distilkit.data.layouts import LANGUAGES, SPEAKERS, TEXTS
 from distilkit.data.splits import together
 from distilkit.errors import DistilkitError, did_you_mean
+from distilkit.normalisation import normalise
 from distilkit.probes.features import Features
 from distilkit.probes.heads import Effort
 from distilkit.probes.metrics import Metric, Rows
 from distilkit.stored import window_key
-from distilkit.tokenizers import normalise
 
 CONFLICT, LONE, UNLABELLED, TWICE = "two labels", "one example", "no label", "duplicate"
 FOLDS = 5

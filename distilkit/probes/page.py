@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from distilkit import leftovers, pages
+from distilkit.files import write_text
 from distilkit.hub import locate
 from distilkit.pages import marked
 from distilkit.probes import TASKS, Outcome, Value, retained
 from distilkit.probes.examples import UNLABELLED
 from distilkit.probes.metrics import Metric
-from distilkit.runs import RESULTS, write_text
+from distilkit.runs import RESULTS
 
 CAUTION = (
     "A proxy: tasks as SUPERB has them, with smaller heads, on your own recordings. Intervals are the "

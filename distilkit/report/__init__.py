@@ -14,12 +14,13 @@ from typing import Any
 from distilkit import training
 from distilkit.data import Tracker, untracked
 from distilkit.errors import DistilkitError
+from distilkit.files import MALFORMED, parse_json, write_text
 from distilkit.pages import PROBES
 from distilkit.report import measure, page, sources
 from distilkit.report.history import History
 from distilkit.report.measure import FILE, MEASURES, missing, reason
 from distilkit.report.told import Told, recipe
-from distilkit.runs import MALFORMED, Run, parse_json, write_text
+from distilkit.runs import Run
 
 __all__ = ["FILE", "MEASURES", "PAGE", "Report", "complete", "damaged", "missing", "reason"]
 

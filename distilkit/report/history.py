@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distilkit.errors import DistilkitError
-from distilkit.runs import MALFORMED, parse_json
+from distilkit.files import MALFORMED, parse_json
 
 MOST = 400  # stretches of a curve
 BROKEN = 20  # steps left out that are kept with their reason

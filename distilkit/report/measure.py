@@ -23,9 +23,10 @@ from distilkit.data import Tracker, untracked
 from distilkit.encoder import Encoder
 from distilkit.errors import DistilkitError
 from distilkit.evaluate import Judged
+from distilkit.files import parse_json, write_text
 from distilkit.recognisers import Recogniser
 from distilkit.report import sources
-from distilkit.runs import Run, parse_json, write_text
+from distilkit.runs import Run
 
 FILE = "report.json"
 FRAMES_PER_NUMBER = 10  # of audio that layers are compared on, for each number of a vector

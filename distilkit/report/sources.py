@@ -9,7 +9,7 @@ from typing import Any
 
 from distilkit.data import tables
 from distilkit.errors import DistilkitError
-from distilkit.runs import MALFORMED
+from distilkit.files import MALFORMED
 
 BARS = 24  # of the histogram of lengths
 LISTED = 20  # files of a kind that are named with their reasons

@@ -15,7 +15,7 @@ from distilkit import hub
 from distilkit.audio import SAMPLE_RATE
 from distilkit.encoder import FAMILIES, MODELS, exact, front_norm
 from distilkit.errors import DistilkitError
-from distilkit.runs import read_object
+from distilkit.files import read_object
 from distilkit.teachers.checkpoint import Checkpoint, Source
 from distilkit.teachers.files import AGAIN, check_zip, unsafe
 from distilkit.teachers.weights import UNUSED, assumed_normalise, check_finite, empty, refuse

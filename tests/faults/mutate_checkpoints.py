@@ -49,7 +49,8 @@ from distilkit import (
     tokenizers,
 )  # fmt: skip
 from distilkit.encoder import Encoder, exact
-from distilkit.runs import Run, digest
+from distilkit.files import digest
+from distilkit.runs import Run
 from distilkit.students import save
 from distilkit.teachers import lighthubert
 

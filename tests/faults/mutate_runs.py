@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from seeds_runs import seeds
 from use_runs import enclosed, use
 
-from distilkit import runs
+from distilkit import files, runs
 from distilkit.unfinished import here
 
 __all__ = ["enclosed", "mutate", "seeds", "use"]
@@ -149,7 +149,7 @@ def _state(path: Path, rng: Random) -> str:
         held = {key: value for key, value in held.items() if key != some}
         save_file(held if new is None else {**held, some: new}, tensors)
         told += f"; {some} {how}"
-    said = runs.read_object(state)
+    said = files.read_object(state)
     said.pop("sha256", None)
     said["sha256"] = runs._sum(said, tensors)
     state.write_text(json.dumps(said))

@@ -22,6 +22,7 @@ from distilkit import (
     ctc,
     data,
     distill,
+    files,
     models,
     recognisers,
     runs,
@@ -225,7 +226,7 @@ def weights(run: Run) -> dict[str, str]:
     """Of every file of weights that came out."""
     found = [folder for name in runs.RESULTS if (folder := run.folder / name).is_dir()]
     return {
-        str(path): runs.digest(path)
+        str(path): files.digest(path)
         for folder in found
         for path in sorted(folder.glob("*.safetensors"))
     }
