@@ -5,7 +5,8 @@
 # make links   ask whether addresses on the web that the docs name still answer
 # make gpu     the tests that need a GPU
 # make browser reports in Chromium: needs Chromium and Node.js, fetches playwright-core and axe-core
-# make faults  every campaign of faults, for hours: kills, full disks (as root), hostile input, fuzzing, large data;
+# make faults  every campaign of faults, for hours: kills, full disks (as root), commands at once, hostile input, fuzzing,
+#              large data;
 #              RECORD=--record writes down what came of it
 # make golden  rewrite the golden values, and print what moved
 VENV ?= .venv
@@ -54,7 +55,7 @@ browser: $(VENV)/ready
 	npm install --prefix build/browser --no-save --no-audit --no-fund playwright-core@1.65.1 axe-core@4.14.1
 	DISTILKIT_BROWSER=required $(BIN)/pytest -m browser tests/browser
 
-CAMPAIGNS := kills full hostile fuzz_parsers large
+CAMPAIGNS := kills full together hostile fuzz_parsers large
 kills_options := --kills 50
 hostile_options := --tries 1000
 fuzz_parsers_options := --minutes 3

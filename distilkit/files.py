@@ -17,6 +17,7 @@ from distilkit import unfinished
 from distilkit.errors import DistilkitError
 
 RUST = re.compile(r"\(os error (?P<number>\d+)\)")  # how safetensors says what the system said
+DEVICES = Path("/dev")
 MEANWHILE = "another --out: another process made it meanwhile"
 UNWRITABLE = {  # what to do where something cannot be written
     errno.ENOSPC: "make room on that disk, or choose a folder on another",
@@ -35,7 +36,11 @@ def replacing(path: Path, *, new: bool = False) -> Iterator[Path]:
 
     Works for a file and for a folder. On an error `path` is as it was and nothing is left over. What is `new`
     takes nobody's place: where another process made a folder there meanwhile, that is an error.
+
+    Raises:
+        DistilkitError: it cannot be written, or `path` is a pipe or a device, whose place no file takes.
     """
+    _check_replaceable(path)
     beside = unfinished.beside(path)
     discard(beside)
     try:
@@ -86,8 +91,9 @@ def make_parent(path: Path) -> None:
     """Make the folder that a file or folder is to lie in, and see before any work that it can be written.
 
     Raises:
-        DistilkitError: it cannot be made, or nothing can be written in it.
+        DistilkitError: it cannot be made, nothing can be written in it, or a pipe or a device is there.
     """
+    _check_replaceable(path)
     parent = path.absolute().parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -100,6 +106,16 @@ def make_parent(path: Path) -> None:
             pass
     except OSError as error:
         raise unwritable(path, error) from error
+
+
+def _check_replaceable(path: Path) -> None:
+    """That root does not replace `/dev/null`, nor the name of its standard output, for all processes."""
+    special = path.exists() and not (path.is_file() or path.is_dir())
+    if special or path.absolute().parent == DEVICES:
+        raise DistilkitError(
+            f"`{path}` is not a place for a file: pipes and devices are not replaced",
+            "--out with the name of a file or folder",
+        )
 
 
 def write_text(path: Path, text: str) -> None:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from distilkit.errors import DistilkitError
-from distilkit.files import replacing, write_text
+from distilkit.files import make_parent, replacing, write_text
 
 
 def test_a_file_is_replaced_whole_or_left_alone(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ import sys
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
-from distilkit.files import replacing
+from distilkit.files import make_parent, replacing, write_text
 
 place = Path(sys.argv[1])
 with replacing(place / "one.safetensors") as beside:
@@ -176,3 +176,32 @@ def test_a_file_system_without_modes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with replacing(tmp_path / "one.safetensors") as beside:
         save_file({"centres": torch.zeros(3)}, beside)
     assert (tmp_path / "one.safetensors").stat().st_size > 0
+
+
+@pytest.mark.parametrize("place", ["pipe", "/dev/null", "/dev/stdout", "/dev/new", "link"])
+def test_pipes_and_devices_are_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Root could put a file in the place of `/dev/null`, for every process of the machine."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/null")
+    path = tmp_path / place
+
+    def moved(*_: object) -> None:
+        raise AssertionError(f"something takes the place of {path}")
+
+    for name in ("replace", "rename"):
+        monkeypatch.setattr(os, name, moved)
+    for work in (make_parent, lambda path: write_text(path, "text")):
+        with pytest.raises(DistilkitError, match="pipes and devices are not replaced") as caught:
+            work(path)
+        assert f"`{path}`" in caught.value.problem
+    assert not Path("/dev/new").exists()
+
+
+def test_a_link_to_a_file_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "link").symlink_to("file")
+    write_text(tmp_path / "link", "new")
+    assert (tmp_path / "file").read_text() == "kept"
+    assert (tmp_path / "link").read_text() == "new"

@@ -13,7 +13,7 @@ ROWS = (
     {"config", "unfinished"},
     {"files"},
     {"audio", "normalisation", "pages", "rates", "runs"},
-    {"convolutions", "hub", "leftovers"},
+    {"convolutions", "flac", "hub", "leftovers"},
     {"front"},
     {"encoder", "layer_mix"},
     {"codebooks", "data", "ngram", "objectives", "students", "teachers", "tokenizers"},

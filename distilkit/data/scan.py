@@ -3,19 +3,16 @@
 Letters in names: S samples.
 """
 
-import errno
 import hashlib
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
-from distilkit import config, leftovers
+from distilkit import config, flac, leftovers
 from distilkit.audio import BLOCK_SECONDS, SAMPLE_RATE, AudioError, Samples, decode
 from distilkit.data import archives
 from distilkit.data.find import Found, shown
@@ -23,7 +20,6 @@ from distilkit.errors import DistilkitError
 
 SILENCE_PEAK = 3e-4  # of full scale (-70 dBFS), after the mean is taken away
 QUIET_SECONDS = 0.05  # the stretch whose energy decides where a long recording is cut
-FULL = 2**20  # bytes; a disk with less is full
 FLAC_SOUND = slice(26, 42)  # bytes of a FLAC file that hold the MD5 of its samples
 CUT_ZONE = 1 / 3  # cuts fall in this last share of the longest window
 
@@ -160,26 +156,16 @@ def _write_copy(blocks: Iterator[Samples], copy: Path, measure: "_Measure") -> N
         copy.parent.mkdir(parents=True, exist_ok=True)
         with leftovers.temporary(copy.parent.parent) as folder:
             raw, beside = folder / "raw.f32", folder / copy.name
-            try:
-                with raw.open("wb") as file:
-                    for block in blocks:
-                        peak = max(peak, float(np.abs(block).max(initial=0.0)))
-                        file.write(block.tobytes())
-                with (
-                    raw.open("rb") as source,
-                    soundfile.SoundFile(
-                        beside, "w", SAMPLE_RATE, 1, "PCM_16", format="FLAC"
-                    ) as out,
-                ):
-                    while data := source.read(int(BLOCK_SECONDS * SAMPLE_RATE) * 4):
-                        scaled = np.frombuffer(data, np.float32) * np.float32(32768 / peak)
-                        steps = np.clip(np.rint(scaled), -32768, 32767).astype(np.int16)
-                        out.write(steps)
-                        measure.add(steps.astype(np.float32) / np.float32(32768))
-            except soundfile.LibsndfileError as error:  # of a full disk it says `System error.`
-                full = shutil.disk_usage(folder).free < FULL
-                reason = os.strerror(errno.ENOSPC) if full else str(error)
-                raise OSError(errno.ENOSPC if full else errno.EIO, reason) from error
+            with raw.open("wb") as file:
+                for block in blocks:
+                    peak = max(peak, float(np.abs(block).max(initial=0.0)))
+                    file.write(block.tobytes())
+            with raw.open("rb") as source, flac.writing(beside) as out:
+                while data := source.read(int(BLOCK_SECONDS * SAMPLE_RATE) * 4):
+                    scaled = np.frombuffer(data, np.float32) * np.float32(32768 / peak)
+                    steps = np.clip(np.rint(scaled), -32768, 32767).astype(np.int16)
+                    out.write(steps)
+                    measure.add(steps.astype(np.float32) / np.float32(32768))
             os.replace(beside, copy)
     except OSError as error:
         raise DistilkitError(

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import soundfile
 import torch
 from lhotse import AudioSource, MonoCut, Recording
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from distilkit import flac
 from distilkit.audio import FRAME_RATE, SAMPLE_RATE, Samples, frames
 from distilkit.batches import load
 from distilkit.data import Skipped
@@ -265,7 +265,8 @@ def converse(examples: Sequence[Example], rng: np.random.Generator, folder: Path
     digest = hashlib.sha1(steps.tobytes(), usedforsecurity=False).hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{digest}.flac"
-    soundfile.write(path, steps, SAMPLE_RATE, "PCM_16")
+    with flac.writing(path) as file:
+        file.write(steps)
     return Conversation(
         cut=_cut(path, digest, len(steps)),
         people=(both[0], both[1]),

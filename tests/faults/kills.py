@@ -258,6 +258,7 @@ class Bench:
     def __init__(self, scratch: Path) -> None:
         self.scratch = scratch
         self.work, self.log = scratch / "work", scratch / "log.txt"
+        self.cache, self.temporary = self.work / "cache", self.work / "tmp"
         self.inputs: dict[str, str] = {}
 
     def command(self, arguments: Sequence[str]) -> list[str]:
@@ -273,14 +274,13 @@ class Bench:
         """Start a command in the work folder; at a change of files it ends, or the disk is full, if asked for."""
         words, counted = self.command(arguments), self.scratch / "counted.json"
         counted.unlink(missing_ok=True)
-        temporary = self.work / "tmp"
-        temporary.mkdir(parents=True, exist_ok=True)
+        self.temporary.mkdir(parents=True, exist_ok=True)
 
         def work() -> None:
             from distilkit import cli
 
             os.chdir(self.work)
-            os.environ |= {"DISTILKIT_CACHE": str(self.work / "cache"), "TMPDIR": str(temporary)}
+            os.environ |= {"DISTILKIT_CACHE": str(self.cache), "TMPDIR": str(self.temporary)}
             tempfile.tempdir = None
             sys.argv = ["distilkit", *words]
             watch = Watch(end, any_end, counted, full)

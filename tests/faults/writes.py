@@ -1,7 +1,7 @@
 """Every place where a process changes files, counted; and its end by SIGKILL in the midst of one, or a full disk.
 
 Patched are Python's own ways (open, write, fsync, rename, unlink, mkdir ...) and the writers of safetensors,
-libsndfile, Parquet and torch. A write that is to be the last one writes half of what it was given.
+Parquet and torch; libsndfile writes through Python's files. A write that is to be the last one writes half of what it was given.
 """
 
 import builtins
@@ -30,7 +30,7 @@ CALLS = (
     "symlink",
     "truncate",
 )
-LIBRARIES = ("safetensors", "soundfile", "parquet", "torch")
+LIBRARIES = ("safetensors", "parquet", "torch")
 NEEDS_ROOM = ("create", "write", "mkdir", "link", "symlink", *LIBRARIES)
 MAY_NEED_ROOM = ("fsync", "rename", "replace")  # on some file systems, now and then
 Place = str  # the line of the package that changes a file, and how, as in `runs.py:57 replace`
@@ -115,11 +115,10 @@ class Watch:
     def _patch_libraries(self) -> None:
         import pyarrow.parquet
         import safetensors.torch
-        import soundfile
         import torch
 
         save, rows = torch.save, pyarrow.parquet.ParquetWriter.write_table
-        real, write = safetensors.torch.serialize_file, soundfile.SoundFile.write
+        real = safetensors.torch.serialize_file
 
         def serialize(tensors: Any, path: Any, **more: Any) -> None:
             def half() -> None:
@@ -131,11 +130,6 @@ class Watch:
             said = "Error while serializing: I/O error: No space left on device (os error 28)"
             self.tick("safetensors", half, safetensors.SafetensorError(said))
             real(tensors, path, **more)
-
-        def written(sound: Any, data: Any) -> None:
-            error = soundfile.LibsndfileError(2)  # `System error.`, as it says of a full disk
-            self.tick("soundfile", lambda: write(sound, data[: len(data) // 2]), error)
-            write(sound, data)
 
         def saved(content: Any, place: Any, **more: Any) -> None:
             if not isinstance(place, str | os.PathLike):
@@ -155,7 +149,6 @@ class Watch:
 
         torch.save, pyarrow.parquet.ParquetWriter.write_table = saved, rowed
         safetensors.torch.serialize_file = serialize
-        soundfile.SoundFile.write = written
 
 
 class _File(io.FileIO):
