@@ -4,7 +4,6 @@ What is written holds the same weights, to the bit, in fp32.
 """
 
 import io
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,8 +58,7 @@ def convert(name: str, out: Path, format: str = "huggingface") -> Converted:
     Raises:
         DistilkitError: `out` exists, `name` cannot be read, or the format cannot hold the model.
     """
-    if os.path.lexists(out):
-        raise DistilkitError(f"`{out}` already exists", "another --out, or remove it first")
+    leftovers.vacate(out)
     encoder, checkpoint = teachers.load(name)
     notes = []
     try:
@@ -69,7 +67,6 @@ def convert(name: str, out: Path, format: str = "huggingface") -> Converted:
         raise DistilkitError(
             f"cannot make `{out.parent}`: {error.strerror}", "--out in a folder you can write"
         ) from error
-    leftovers.tidy(out)
     with replacing(out) as beside:
         notes = FORMATS[format](encoder, checkpoint, beside, name)
     return Converted(

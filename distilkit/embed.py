@@ -12,6 +12,7 @@ import struct
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -120,36 +121,41 @@ def embed(
     }
     folder = target if format == "npy" else target.with_name(f".{target.name}.parts")
     leftovers.tidy(target)
-    if alone:
-        folder = target.parent
-        outputs = {found[0].id: target.name}
-        done: dict[str, Embedded] = {}
-    else:
-        outputs = _output_names(found)
-        done = _reopen(folder, settings, target)
-    encoder.to(device)
-    embedded: list[Embedded] = []
-    skipped: list[Skipped] = []
-    results = _embed_all(found, encoder, layers, layer == "all", pool, folder, outputs, done)
-    for result in track(results, description="embedding", total=len(found)):
-        if isinstance(result, Skipped):
-            skipped.append(result)
-            continue
-        embedded.append(result)
-        if not alone and result.id not in done:
-            append_line(folder / INDEX, json.dumps(asdict(result), ensure_ascii=False))
-    if not embedded:
-        if not alone and not done:
-            _remove_if_empty(folder)
-        shown = "".join(f"\n  {item.path}: {item.reason}" for item in skipped[:5])
-        names = ", ".join(f"`{item}`" for item in inputs)
-        raise DistilkitError(f"nothing to embed in {names}{shown}", "distilkit inspect FOLDER")
-    order = {item.id: place for place, item in enumerate(found)}
-    embedded.sort(key=lambda item: order[item.id])
-    if format != "npy":
-        with replacing(target) as beside:
-            PACKERS[format](folder, embedded, beside)
-        leftovers.remove(folder)
+    leftovers.tidy(folder)
+    with ExitStack() as holding:
+        if alone:
+            folder = target.parent
+            outputs = {found[0].id: target.name}
+            done: dict[str, Embedded] = {}
+        else:
+            outputs = _output_names(found)
+            if folder.exists() and not folder.is_dir():
+                raise DistilkitError(f"`{folder}` is a file", "another --out")
+            holding.enter_context(leftovers.held(folder, target))
+            done = _reopen(folder, settings, target)
+        encoder.to(device)
+        embedded: list[Embedded] = []
+        skipped: list[Skipped] = []
+        results = _embed_all(found, encoder, layers, layer == "all", pool, folder, outputs, done)
+        for result in track(results, description="embedding", total=len(found)):
+            if isinstance(result, Skipped):
+                skipped.append(result)
+                continue
+            embedded.append(result)
+            if not alone and result.id not in done:
+                append_line(folder / INDEX, json.dumps(asdict(result), ensure_ascii=False))
+        if not embedded:
+            if not alone and not done:
+                _remove_if_empty(folder)
+            shown = "".join(f"\n  {item.path}: {item.reason}" for item in skipped[:5])
+            names = ", ".join(f"`{item}`" for item in inputs)
+            raise DistilkitError(f"nothing to embed in {names}{shown}", "distilkit inspect FOLDER")
+        order = {item.id: place for place, item in enumerate(found)}
+        embedded.sort(key=lambda item: order[item.id])
+        if format != "npy":
+            with replacing(target) as beside:
+                PACKERS[format](folder, embedded, beside)
+            leftovers.remove(folder)
     return embedded, skipped, target
 
 
@@ -316,16 +322,13 @@ def _output_names(found: Sequence[Found]) -> dict[str, str]:
 
 
 def _reopen(folder: Path, settings: dict[str, Any], target: Path) -> dict[str, Embedded]:
-    """What an earlier call with the same settings has finished in `folder`, which is made if new.
+    """What an earlier call with the same settings has finished in `folder`.
 
     Raises:
         DistilkitError: the place is taken by something else.
     """
-    if folder.exists() and not folder.is_dir():
-        raise DistilkitError(f"`{folder}` is a file", "another --out")
-    leftovers.tidy(folder)
     leftovers.tidy(folder / SETTINGS)
-    if folder.is_dir() and any(folder.iterdir()):
+    if any(folder.iterdir()):
         try:
             if not (folder / SETTINGS).is_file():  # a device has no end, and a pipe waits for ever
                 raise ValueError("no settings")
@@ -353,12 +356,6 @@ def _reopen(folder: Path, settings: dict[str, Any], target: Path) -> dict[str, E
         write_text(index, "".join(line + "\n" for line in lines))
         rows = [_embedded(line, number, index) for number, line in enumerate(lines, 1)]
         return {row.id: row for row in rows if _is_whole(folder / row.output, row.shape)}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DistilkitError(
-            f"cannot make `{folder}`: {error.strerror}", "another --out"
-        ) from error
     write_text(folder / SETTINGS, json.dumps(settings, ensure_ascii=False, indent=2) + "\n")
     return {}
 

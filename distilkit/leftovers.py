@@ -6,6 +6,7 @@ its name, and where that runs. Of what another machine or container writes on a 
 only the disk's clock tells: it is left over once nothing of it has changed for a day.
 """
 
+import errno
 import fcntl
 import os
 import tempfile
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from distilkit.errors import DistilkitError
 from distilkit.files import discard
 from distilkit.unfinished import NAME, beside, here
 
@@ -84,11 +86,49 @@ def _locked(folder: Path) -> int:
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        folder.stat()  # whoever had it before may have removed it
-    except OSError:
+        if not os.path.samestat(os.fstat(handle), folder.stat()):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+    except OSError:  # also where whoever had it before has removed it
         os.close(handle)
         raise
     return handle
+
+
+@contextmanager
+def held(folder: Path, out: Path) -> Iterator[None]:
+    """Hold a folder that results are written into, made if need be: nobody else writes there meanwhile.
+
+    The lock goes with the process, however it ends. On a disk without locks nothing is held.
+
+    Args:
+        folder: it may be gone at the end.
+        out: what the user calls it.
+
+    Raises:
+        DistilkitError: another process holds it, or it cannot be made.
+    """
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = _locked(folder)
+        except BlockingIOError as error:
+            raise DistilkitError(
+                f"`{out}` is in use: another process writes it", "wait for it, or another --out"
+            ) from error
+        except FileNotFoundError:
+            continue  # whoever had it has just removed it
+        except OSError as error:
+            if not folder.is_dir():
+                raise DistilkitError(
+                    f"cannot make `{folder}`: {error.strerror}", "another --out"
+                ) from error
+            handle = -1
+        break
+    try:
+        yield
+    finally:
+        if handle >= 0:
+            os.close(handle)
 
 
 def save_tensors(tensors: "dict[str, Tensor]", path: Path, metadata: dict[str, str]) -> None:
@@ -125,6 +165,17 @@ def tidy(path: Path) -> None:
     """
     there = path.parent.iterdir() if path.parent.is_dir() else ()
     _mend(entry for entry in there if entry.name.startswith(f".{path.name}.") and _left(entry))
+
+
+def vacate(out: Path) -> None:
+    """The same for what is to be made new.
+
+    Raises:
+        DistilkitError: something is there.
+    """
+    tidy(out)
+    if os.path.lexists(out):
+        raise DistilkitError(f"`{out}` already exists", "another --out, or remove it first")
 
 
 def tidy_below(folder: Path) -> None:

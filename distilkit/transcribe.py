@@ -6,6 +6,7 @@ Letters in names: T frames, K tokens.
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
@@ -346,7 +347,7 @@ class Begun:
         found: the recordings.
 
     Raises:
-        DistilkitError: it holds transcripts of other settings.
+        DistilkitError: it holds transcripts of other settings, or another process writes there.
     """
 
     def __init__(
@@ -356,19 +357,28 @@ class Begun:
         self._settings = json.loads(json.dumps(settings))
         self._paths = {item.id: item.path for item in found}
         self._written: dict[str, str] = {}
-        if out is None or self._file is None or not self._file.is_file():
+        self._out, self._holding = out, ExitStack()
+        if out is None or self._file is None:
             return
+        with ExitStack() as holding:
+            holding.enter_context(leftovers.held(out, out))
+            if self._file.is_file():
+                self._go_on(out, self._file)
+            self._holding = holding.pop_all()
+
+    def _go_on(self, out: Path, file: Path) -> None:
+        """Read what was written by the call that was stopped."""
         enclosed_below(out)  # it is written to
         leftovers.tidy_below(out)
         try:
-            first, *lines = self._file.read_text(encoding="utf-8").split("\n")[:-1]
+            first, *lines = file.read_text(encoding="utf-8").split("\n")[:-1]
             there, rows = parse_json(first), [parse_json(line) for line in lines]
             if not isinstance(there, dict):
                 raise ValueError("no settings")
             self._written = {str(name): str(stamp) for name, stamp in rows}
         except (OSError, ValueError, TypeError) as error:
             raise DistilkitError(
-                f"`{self._file}` is damaged: {error}", "another --out, or remove the folder"
+                f"`{file}` is damaged: {error}", "another --out, or remove the folder"
             ) from error
         if there != self._settings:
             changed = ", ".join(
@@ -379,7 +389,7 @@ class Begun:
             raise DistilkitError(
                 f"`{out}` holds other transcripts: {changed}", "another --out, or remove it"
             )
-        write_text(self._file, "".join(f"{line}\n" for line in (first, *lines)))
+        write_text(file, "".join(f"{line}\n" for line in (first, *lines)))
 
     def has(self, item: Found, path: Path | None = None) -> bool:
         """Whether the transcript of a recording is there, and the recording is what it was.
@@ -394,12 +404,18 @@ class Begun:
     def write(self, transcript: Transcript, path: Path, format: config.TranscriptFormat) -> None:
         """Write a transcript, and note that it was."""
         if self._file is not None and not self._file.is_file():
-            make_parent(self._file)
             write_text(self._file, json.dumps(self._settings) + "\n")
         write(transcript, path, format)
         if self._file is not None:
             row = transcript.file, stamp(self._paths[transcript.file])
             append_line(self._file, json.dumps(row))
+
+    def close(self) -> None:
+        """Let others write there; a folder into which nothing was written goes."""
+        if self._out is not None and self._file is not None:
+            with suppress(OSError):  # it is not empty
+                self._out.rmdir()
+        self._holding.close()
 
     def end(self) -> None:
         """All are written."""

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from operator import ne
 from pathlib import Path
 
 from lhotse import MonoCut
@@ -16,7 +17,7 @@ from distilkit.batches import whole
 from distilkit.codebooks import Codebook, Source
 from distilkit.encoder import Encoder, fingerprint
 from distilkit.errors import DistilkitError, enclosed_below
-from distilkit.files import digest, make_parent, read_object, replacing, write_text
+from distilkit.files import digest, discard, read_object, replacing, write_text
 from distilkit.targets import LiveTargets, Targets, live_mfcc, live_units, normalised
 
 MICRO_SECONDS = 60.0  # audio in memory at once, padding counted
@@ -96,46 +97,46 @@ def units(
         given = codebook / codebooks.FILE if codebook.is_dir() else codebook
     else:
         codebooks.check(sum(frames(cut.num_samples) for cut in chosen), clusters)
-    _begin(parts, source, clusters, digest(given) if given else "", minutes, seed, windows)
-    kept = given or parts / codebooks.FILE
-    if not kept.is_file():
-        batches = track(
-            whole(chosen, MICRO_SECONDS), description="finding clusters", total=len(chosen)
+    with leftovers.held(parts, out):
+        _begin(parts, source, clusters, digest(given) if given else "", minutes, seed, windows)
+        kept = given or parts / codebooks.FILE
+        if not kept.is_file():
+            batches = track(
+                whole(chosen, MICRO_SECONDS), description="finding clusters", total=len(chosen)
+            )
+            features = (
+                (seen(batch.wave_BS.to(device), batch.lengths), batch.lengths) for batch in batches
+            )
+            with replacing(kept) as beside:
+                codebooks.save(codebooks.find(features, clusters, source, seed), beside)
+        found = codebooks.load(kept)
+        store = stored.Store(parts / "units", _kept(source, digest(kept)))
+        filling = stored.fill(store, windows, live_units(seen, found), MICRO_SECONDS, device)
+        for _ in track(filling, description="units", total=len(store.missing(windows))):
+            pass
+        named = {cut.id: store.read(cut)[0].tolist() for cut in windows}
+        counts = Counter(unit for row in named.values() for unit in row)
+        total = sum(counts.values())
+        changes = sum(1 + sum(map(ne, row, row[1:])) for row in named.values())
+        entropy = -sum(n / total * math.log2(n / total) for n in counts.values())
+        made = Units(
+            folder=out,
+            codebook=found,
+            windows=len(windows),
+            seconds=sum(cut.duration for cut in windows),
+            used=len(counts),
+            perplexity=2**entropy,
+            run_frames=total / changes,
+            skipped=skipped,
         )
-        features = (
-            (seen(batch.wave_BS.to(device), batch.lengths), batch.lengths) for batch in batches
-        )
-        with replacing(kept) as beside:
-            codebooks.save(codebooks.find(features, clusters, source, seed), beside)
-    found = codebooks.load(kept)
-    store = stored.Store(parts / "units", _kept(source, digest(kept)))
-    filling = stored.fill(store, windows, live_units(seen, found), MICRO_SECONDS, device)
-    for _ in track(filling, description="units", total=len(store.missing(windows))):
-        pass
-    named = {cut.id: store.read(cut)[0].tolist() for cut in windows}
-    counts = Counter(unit for row in named.values() for unit in row)
-    total = sum(counts.values())
-    changes = sum(sum(a != b for a, b in zip(r, r[1:], strict=False)) + 1 for r in named.values())
-    entropy = -sum(n / total * math.log2(n / total) for n in counts.values())
-    made = Units(
-        folder=out,
-        codebook=found,
-        windows=len(windows),
-        seconds=sum(cut.duration for cut in windows),
-        used=len(counts),
-        perplexity=2**entropy,
-        run_frames=total / changes,
-        skipped=skipped,
-    )
-    with replacing(out) as beside:
-        beside.mkdir(parents=True)
-        codebooks.save(found, beside / codebooks.FILE)
-        _write(beside, windows, named)
-        write_text(beside / "skipped.tsv", data.dump_skipped(skipped))
-        write_text(
-            beside / cards.CARD, cards.units_card(found, called if model else None, vars(made))
-        )
-    leftovers.remove(parts)
+        with replacing(out) as beside:
+            beside.mkdir(parents=True)
+            codebooks.save(found, beside / codebooks.FILE)
+            _write(beside, windows, named)
+            write_text(beside / "skipped.tsv", data.dump_skipped(skipped))
+            card = cards.units_card(found, called if model else None, vars(made))
+            write_text(beside / cards.CARD, card)
+        leftovers.remove(parts)
     return made
 
 
@@ -170,7 +171,7 @@ def _begin(
     seed: int,
     windows: Sequence[MonoCut],
 ) -> None:
-    """Make the folder of what is found on the way; one of another call gives way."""
+    """Say in the folder of what is found on the way what is asked for; what another call found gives way."""
     keys = "\n".join(map(stored.window_key, windows))
     asked = {
         "of": asdict(source) | {"layers": list(source.layers)},
@@ -185,12 +186,9 @@ def _begin(
         enclosed_below(parts)  # it is written to
         leftovers.tidy_below(parts)
         return
-    if parts.is_dir():
-        leftovers.remove(parts)
-    make_parent(parts)
-    with replacing(parts) as beside:
-        beside.mkdir()
-        (beside / ASKED).write_text(json.dumps(asked), encoding="utf-8")
+    for left in parts.iterdir():
+        discard(left)
+    write_text(parts / ASKED, json.dumps(asked))
 
 
 def _kept(source: Source, codebook: str) -> stored.Kept:

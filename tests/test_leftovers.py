@@ -17,6 +17,7 @@ from conftest import Run
 
 from distilkit import codebooks, ctc, leftovers, unfinished
 from distilkit.codebooks import Codebook
+from distilkit.errors import DistilkitError
 from distilkit.files import replacing
 from distilkit.unfinished import here
 
@@ -205,6 +206,7 @@ WRITE = """
 import socket, sys
 from pathlib import Path
 socket.gethostname = lambda: "the other one"
+from distilkit.errors import DistilkitError
 from distilkit.files import replacing
 with replacing(Path(sys.argv[1])) as beside:
     beside.mkdir()
@@ -398,3 +400,106 @@ def test_processes_that_train_heads_end_with_their_parent() -> None:
     while psutil.pid_exists(int(done.stdout)) and time.monotonic() < limit:
         time.sleep(0.05)
     assert not psutil.pid_exists(int(done.stdout))
+
+
+HOLDS = """
+import sys
+from pathlib import Path
+from distilkit import leftovers
+with leftovers.held(Path(sys.argv[1]), Path("out")):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def holding(folder: Path) -> subprocess.Popen[str]:
+    """A process that writes into a folder, until it is told to end."""
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(folder)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert other.stdout is not None
+    assert other.stdout.readline() == "held\n"
+    return other
+
+
+def test_a_folder_is_written_by_one_process(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "out"
+    other = holding(folder)
+    with pytest.raises(DistilkitError, match="`vectors` is in use: another process") as caught:
+        with leftovers.held(folder, Path("vectors")):
+            pass
+    assert "another --out" in str(caught.value.hint)
+    other.communicate("")
+    with leftovers.held(folder, Path("vectors")):  # the lock went with it
+        pass
+    assert list(folder.iterdir()) == []
+    killed = holding(folder)
+    killed.kill()
+    killed.communicate()
+    with leftovers.held(folder, Path("vectors")):
+        leftovers.remove(folder)
+    assert not folder.exists()
+
+
+def test_a_folder_that_its_owner_has_just_removed_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between opening it and locking it: what is locked then is nowhere."""
+    folder, real, times = tmp_path / "out", leftovers.fcntl.flock, 0
+
+    def flock(handle: int, how: int) -> None:
+        nonlocal times
+        times += 1
+        if times == 1:
+            leftovers.remove(folder)
+            folder.mkdir()
+        real(handle, how)
+
+    monkeypatch.setattr(leftovers.fcntl, "flock", flock)
+    with leftovers.held(folder, folder):
+        assert times == 2
+        monkeypatch.undo()
+        with pytest.raises(BlockingIOError):
+            leftovers._locked(folder)
+
+
+def test_a_disk_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(handle: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(leftovers.fcntl, "flock", flock)
+    with leftovers.held(tmp_path / "out", tmp_path / "out"):
+        assert (tmp_path / "out").is_dir()
+
+
+def test_results_that_another_process_writes(
+    run: Run, speech: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    model, home = ("--model", str(teacher_folder)), tmp_path / "home"
+    for folder, command in {
+        "vectors": ("embed", str(speech), *model, "--out", "vectors"),
+        ".vectors.npz.parts": ("embed", str(speech), *model, "--format", "npz", "--out", "vectors.npz"),
+        ".units.parts": ("units", str(speech), *model, "--clusters", "4", "--out", "units"),
+    }.items():  # fmt: skip
+        other = holding(home / folder)
+        code, _, err = run(*command)
+        other.communicate("")
+        assert code == 1, command
+        assert f"error: `{command[-1]}` is in use: another process writes it" in err
+        assert list(home.iterdir()) == [home / folder]
+        assert list((home / folder).iterdir()) == []
+        (home / folder).rmdir()
+
+
+def test_what_a_killed_process_left_goes_also_where_the_result_is_there(
+    tmp_path: Path, dead: int
+) -> None:
+    left = tmp_path / f".exported.partial-{dead}-{here()}"
+    left.mkdir()
+    leftovers.vacate(tmp_path / "exported")
+    left.mkdir()
+    (tmp_path / "exported").mkdir()
+    with pytest.raises(DistilkitError, match="exported` already exists"):
+        leftovers.vacate(tmp_path / "exported")
+    assert not left.exists()

@@ -19,6 +19,7 @@ from conftest import Run, make_model, voice
 from distilkit import config, probes, stored
 from distilkit.audio import SAMPLE_RATE, frames
 from distilkit.data import transcripts
+from distilkit.data.scan import cache_folder
 from distilkit.encoder import Encoder, encode, exact
 from distilkit.errors import DistilkitError
 from distilkit.probes import features
@@ -340,11 +341,14 @@ def test_two_models_a_page_and_json(
         assert word in page.text
     assert page.tags.count("details") == len(names)
     assert len(list(Path("kept").glob("*/store.json"))) == 4
+    killed = cache_folder().parent / ".distilkit-killed"
+    killed.mkdir(parents=True)
     code, out, err = run(
         "probe", "ks", labelled, "--model", teacher_folder, "--out", "pages/kept.html"
     )
     assert code == 1
     assert "`pages/kept.html` is there already" in err
+    assert not killed.exists()
 
 
 def test_the_page_counts_what_has_no_label(

@@ -17,7 +17,7 @@ import soundfile
 import torch
 from conftest import SAYINGS, make_model, voice
 
-from distilkit import config, decode, recognisers, teachers, tokenizers, transcribe
+from distilkit import config, decode, leftovers, recognisers, teachers, tokenizers, transcribe
 from distilkit.captions import FORMATS, Transcript
 from distilkit.data import Found, Skipped, find
 from distilkit.decode import Search
@@ -296,6 +296,8 @@ def test_a_folder_of_transcripts_is_gone_on_with(
     assert len(list(whole.iterdir())) == 5
     with pytest.raises(DistilkitError, match="is there already"):
         transcribe.targets(whole, "txt", True)
+    with leftovers.held(out, out), pytest.raises(DistilkitError, match="out` is in use: another"):
+        work(out)
     if after < 5:
         with pytest.raises(Killed):
             work(out, after)

@@ -91,10 +91,8 @@ def probe(
 
     `distilkit probe all ./my_speech --model runs/my_audio --against tiny`
     """
-    from distilkit import leftovers
     from distilkit.cli import console
     from distilkit.errors import DistilkitError
-    from distilkit.files import make_parent
     from distilkit.hub import default_model, locate
 
     _one_task(data)
@@ -109,10 +107,7 @@ def probe(
     if label and task == "all":
         raise DistilkitError("`--label` with `all`, which finds the columns", "distilkit probe ks")
     if out is not None:
-        leftovers.tidy(out)
-        if out.exists():
-            raise DistilkitError(f"`{out}` is there already", "another --out")
-        make_parent(out)
+        _vacate(out)
 
     from distilkit import probes
     from distilkit.probes import page
@@ -155,6 +150,20 @@ def _one_task(data: "Sequence[str]") -> None:
             raise DistilkitError(
                 f"`{each}` is a task: one at a time, or all", "distilkit probe all"
             )
+
+
+def _vacate(out: Path) -> None:
+    """See that a page can be written; what a killed process left goes, also where all is done."""
+    from distilkit import leftovers
+    from distilkit.data.scan import cache_folder
+    from distilkit.errors import DistilkitError
+    from distilkit.files import make_parent
+
+    leftovers.tidy(out)
+    leftovers.clear(cache_folder().parent)
+    if out.exists():
+        raise DistilkitError(f"`{out}` is there already", "another --out")
+    make_parent(out)
 
 
 @contextmanager

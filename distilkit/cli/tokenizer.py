@@ -1,6 +1,5 @@
 """`distilkit tokenizer`."""
 
-import os
 import re
 import unicodedata
 from collections import Counter
@@ -77,14 +76,13 @@ def tokenizer(
     """
     from distilkit.cli import console
     from distilkit.config import Text, Tokenizer
-    from distilkit.errors import DistilkitError
+    from distilkit.leftovers import vacate
 
-    if os.path.lexists(out):
-        raise DistilkitError(f"`{out}` already exists", "another --out, or remove it first")
+    vacate(out)
     text = Text(form=form, case=case, punctuation=punctuation, digits=digits, language=language)
     settings = Tokenizer(kind=kind, size="auto" if vocab_size is None else vocab_size)
 
-    from distilkit import cards, leftovers, tokenizers
+    from distilkit import cards, tokenizers
     from distilkit.data.transcripts import texts
     from distilkit.files import make_parent, replacing
     from distilkit.normalisation import normalise
@@ -93,7 +91,6 @@ def tokenizer(
     lines = [normalise(line, text) for line in raw]
     made = tokenizers.train(lines, settings, text)
     make_parent(out)
-    leftovers.tidy(out)
     facts = _facts(raw, lines, text)
     with replacing(out) as beside:
         tokenizers.save(made, beside)

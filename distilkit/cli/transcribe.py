@@ -1,5 +1,6 @@
 """`distilkit transcribe`."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -97,34 +98,34 @@ def transcribe(
     opened = _open(name, lm, search)
     timed = timestamps or format in writing.TIMED
     depend = writing.settings(opened.source, lm, search, format, timed)
-    begun = writing.Begun(out, depend, found)
-    results = writing.transcribe(
-        inputs,
-        opened.listener,
-        search=search,
-        timed=timed,
-        device=opened.device,
-        done=lambda item: place is not None and begun.has(item, place(item.id)),
-    )
     skipped, done = list["Skipped"](), 0
-    written = f"written to `{out}`" if out else "printed"
-    console.interruption(
-        lambda: f"{done:,} of {counted(len(found), 'file')} transcribed and {written}"
-    )
-    for item in _usable(results, len(found), skipped):
-        done += 1
-        if isinstance(item, Found):
-            continue
-        if place is not None:
-            begun.write(item, place(item.file), format)
-        else:
-            text = FORMATS[format](item).removesuffix("\n")
-            console.result(f"{item.file}\t{text}" if several and format == "txt" else text)
-    failed = sum(item.kind == "unusable" for item in skipped)
-    if len(skipped) > failed:
-        console.say(f"left out {counted(len(skipped) - failed, 'file')} not audio")
-    if not failed:
-        begun.end()  # else the same command goes on once they are mended
+    with closing(writing.Begun(out, depend, found)) as begun:
+        results = writing.transcribe(
+            inputs,
+            opened.listener,
+            search=search,
+            timed=timed,
+            device=opened.device,
+            done=lambda item: place is not None and begun.has(item, place(item.id)),
+        )
+        written = f"written to `{out}`" if out else "printed"
+        console.interruption(
+            lambda: f"{done:,} of {counted(len(found), 'file')} transcribed and {written}"
+        )
+        for item in _usable(results, len(found), skipped):
+            done += 1
+            if isinstance(item, Found):
+                continue
+            if place is not None:
+                begun.write(item, place(item.file), format)
+            else:
+                text = FORMATS[format](item).removesuffix("\n")
+                console.result(f"{item.file}\t{text}" if several and format == "txt" else text)
+        failed = sum(item.kind == "unusable" for item in skipped)
+        if len(skipped) > failed:
+            console.say(f"left out {counted(len(skipped) - failed, 'file')} not audio")
+        if not failed:
+            begun.end()  # else the same command goes on once they are mended
     if not done:
         raise DistilkitError("nothing to transcribe", f"distilkit inspect {inputs[0]}")
     if out is not None:

@@ -1,7 +1,6 @@
 """Models for devices: an ONNX file, weights in fp32, fp16 or int8, checked on speech before it is kept."""
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -70,13 +69,11 @@ def export(
         DistilkitError: `out` exists, `name` cannot be read or exported, onnx is missing, nothing to verify
             on, or the export is further from the model than `TOLERANCES` allow.
     """
-    if os.path.lexists(out):
-        raise DistilkitError(f"`{out}` already exists", "another --out, or remove it first")
+    leftovers.vacate(out)
     needed(mobile)
     said, recogniser, encoder, checkpoint = _read(name)
     clips, texts = speech(audio, track)
     make_parent(out)
-    leftovers.tidy(out)
     with replacing(out) as folder:
         folder.mkdir()
         graph = Graph(encoder, recogniser)
