@@ -67,7 +67,7 @@ def convert(name: str, out: Path, format: str = "huggingface") -> Converted:
         raise DistilkitError(
             f"cannot make `{out.parent}`: {error.strerror}", "--out in a folder you can write"
         ) from error
-    with replacing(out) as beside:
+    with replacing(out, new=True) as beside:
         notes = FORMATS[format](encoder, checkpoint, beside, name)
     return Converted(
         facts=describe(encoder, checkpoint), output=out, format=format, notes=tuple(notes)

@@ -172,6 +172,8 @@ def _share(paths: Iterable[Path]) -> None:
     """Let others read what the user's umask lets them read: safetensors' files are their owner's alone."""
     os.umask(mask := os.umask(0o077))  # it can be read only by setting it
     for path in paths:
+        if path.is_symlink():
+            continue  # what it leads to is not ours
         mode = path.stat().st_mode
         shared = mode | (0o777 if path.is_dir() else 0o666) & ~mask
         if shared != mode:

@@ -26,7 +26,9 @@ def writing(path: Path) -> Iterator[soundfile.SoundFile]:
             with soundfile.SoundFile(target, "w", SAMPLE_RATE, 1, "PCM_16", format="FLAC") as sound:
                 yield sound
         except (soundfile.LibsndfileError, AssertionError) as error:  # of a count that is too small
-            raise target.error or error from error
+            if target.error is None:
+                raise
+            raise target.error from error
         if target.error is not None:
             raise target.error
 
@@ -54,6 +56,3 @@ class _Target:
 
     def tell(self) -> int:
         return self.file.tell()
-
-    def read(self, size: int = -1) -> bytes:
-        return self.file.read(size)

@@ -6,7 +6,6 @@ its name, and where that runs. Of what another machine or container writes on a 
 only the disk's clock tells: it is left over once nothing of it has changed for a day.
 """
 
-import errno
 import fcntl
 import os
 import tempfile
@@ -26,6 +25,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PREFIX = ".distilkit-"  # of temporary folders; nobody else's begin so
+OWNERS = (
+    100  # that may remove a folder, one after the other, before it is taken for one without locks
+)
 DAY = 24 * 3600.0  # seconds in which every process that lives and writes has written something
 
 
@@ -86,9 +88,8 @@ def _locked(folder: Path) -> int:
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not os.path.samestat(os.fstat(handle), folder.stat()):
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
-    except OSError:  # also where whoever had it before has removed it
+        folder.stat()  # whoever had it before may have removed it
+    except OSError:
         os.close(handle)
         raise
     return handle
@@ -107,23 +108,28 @@ def held(folder: Path, out: Path) -> Iterator[None]:
     Raises:
         DistilkitError: another process holds it, or it cannot be made.
     """
-    while True:
+    handle = -1
+    for _ in range(OWNERS):
         try:
             folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DistilkitError(
+                f"cannot make `{folder}`: {error.strerror}", "another --out"
+            ) from error
+        try:
             handle = _locked(folder)
+            if os.path.samestat(os.fstat(handle), folder.stat()):
+                break
+            os.close(handle)  # of a folder that whoever had it has removed; another has its place
+            handle = -1
         except BlockingIOError as error:
             raise DistilkitError(
                 f"`{out}` is in use: another process writes it", "wait for it, or another --out"
             ) from error
         except FileNotFoundError:
             continue  # whoever had it has just removed it
-        except OSError as error:
-            if not folder.is_dir():
-                raise DistilkitError(
-                    f"cannot make `{folder}`: {error.strerror}", "another --out"
-                ) from error
-            handle = -1
-        break
+        except OSError:
+            break
     try:
         yield
     finally:

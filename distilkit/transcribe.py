@@ -364,6 +364,8 @@ class Begun:
             holding.enter_context(leftovers.held(out, out))
             if self._file.is_file():
                 self._go_on(out, self._file)
+            elif any(out.iterdir()):  # whoever held it has come to its end
+                raise DistilkitError(f"`{out}` is there already", "another --out")
             self._holding = holding.pop_all()
 
     def _go_on(self, out: Path, file: Path) -> None:

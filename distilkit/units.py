@@ -81,10 +81,7 @@ def units(
     parts = out.with_name(f".{out.name}.parts")
     leftovers.tidy(out)
     leftovers.tidy(parts)
-    if out.exists():
-        if (out / codebooks.FILE).is_file() and parts.is_dir():
-            leftovers.remove(parts)  # all was done when the call before was killed
-        raise DistilkitError(f"`{out}` exists", "another --out")
+    _check_new(out, parts)
     seen, source = _features(model, layer, normalise, device)
     clips, skipped = data.survey(audio, WINDOWS, track=track)
     windows = [cut for clip in clips for cut in data.cuts(clip)]
@@ -98,6 +95,7 @@ def units(
     else:
         codebooks.check(sum(frames(cut.num_samples) for cut in chosen), clusters)
     with leftovers.held(parts, out):
+        _check_new(out, parts)  # whoever held it may have come to its end
         _begin(parts, source, clusters, digest(given) if given else "", minutes, seed, windows)
         kept = given or parts / codebooks.FILE
         if not kept.is_file():
@@ -129,7 +127,7 @@ def units(
             run_frames=total / changes,
             skipped=skipped,
         )
-        with replacing(out) as beside:
+        with replacing(out, new=True) as beside:
             beside.mkdir(parents=True)
             codebooks.save(found, beside / codebooks.FILE)
             _write(beside, windows, named)
@@ -138,6 +136,16 @@ def units(
             write_text(beside / cards.CARD, card)
         leftovers.remove(parts)
     return made
+
+
+def _check_new(out: Path, parts: Path) -> None:
+    """See that there are none yet; of what was found on the way to them, no link is followed."""
+    if parts.is_symlink():
+        discard(parts)
+    if out.exists():
+        if (out / codebooks.FILE).is_file() and parts.is_dir():
+            leftovers.remove(parts)  # all was done when the call before was killed
+        raise DistilkitError(f"`{out}` exists", "another --out")
 
 
 def _features(

@@ -205,3 +205,11 @@ def test_a_link_to_a_file_is_replaced(tmp_path: Path) -> None:
     write_text(tmp_path / "link", "new")
     assert (tmp_path / "file").read_text() == "kept"
     assert (tmp_path / "link").read_text() == "new"
+
+
+def test_what_a_link_leads_to_keeps_its_mode(tmp_path: Path) -> None:
+    (tmp_path / "private").touch(mode=0o600)
+    with replacing(tmp_path / "folder") as beside:
+        beside.mkdir()
+        (beside / "link").symlink_to(tmp_path / "private")
+    assert (tmp_path / "private").stat().st_mode & 0o777 == 0o600

@@ -464,6 +464,28 @@ def test_a_folder_that_its_owner_has_just_removed_is_made_again(
             leftovers._locked(folder)
 
 
+def test_a_folder_that_cannot_be_made_to_be_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the folder that one works in was removed, there is nothing to wait for."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(DistilkitError, match="cannot make `out`: No such file or directory"):
+        with leftovers.held(Path("out"), Path("out")):
+            pass
+
+
+def test_a_disk_that_gives_folders_other_numbers_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leftovers.os.path, "samestat", lambda *_: False)
+    with leftovers.held(tmp_path / "out", tmp_path / "out"):
+        assert (tmp_path / "out").is_dir()
+    assert len(os.listdir("/proc/self/fd")) < leftovers.OWNERS
+
+
 def test_a_disk_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def flock(handle: int, how: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))

@@ -347,7 +347,7 @@ def test_two_models_a_page_and_json(
         "probe", "ks", labelled, "--model", teacher_folder, "--out", "pages/kept.html"
     )
     assert code == 1
-    assert "`pages/kept.html` is there already" in err
+    assert "`pages/kept.html` already exists" in err
     assert not killed.exists()
 
 

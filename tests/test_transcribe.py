@@ -298,6 +298,8 @@ def test_a_folder_of_transcripts_is_gone_on_with(
         transcribe.targets(whole, "txt", True)
     with leftovers.held(out, out), pytest.raises(DistilkitError, match="out` is in use: another"):
         work(out)
+    with pytest.raises(DistilkitError, match="is there already"):  # its owner has come to its end
+        transcribe.Begun(whole, {"model": "n"}, found)
     if after < 5:
         with pytest.raises(Killed):
             work(out, after)

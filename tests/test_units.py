@@ -138,6 +138,34 @@ def test_what_another_call_had_found_gives_way(
     assert {path.name for path in tmp_path.iterdir()} == {"out", "more"}
 
 
+def test_a_link_in_place_of_what_was_found_is_not_followed(speech: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "diary.txt").write_text("mine")
+    (tmp_path / ".out.parts").symlink_to(mine)
+    units([speech], tmp_path / "out", clusters=12)
+    assert (mine / "diary.txt").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "out"]
+
+
+def test_what_another_process_has_found_meanwhile_is_not_replaced(
+    speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, real = units([speech], tmp_path / "theirs", clusters=9).folder, data.survey
+
+    def survey(*arguments: Any, **more: Any) -> Any:
+        if not (tmp_path / "out").exists():
+            theirs.rename(tmp_path / "out")
+        return real(*arguments, **more)
+
+    before = content(theirs)
+    monkeypatch.setattr(data, "survey", survey)
+    with pytest.raises(DistilkitError, match="out` exists"):
+        units([speech], tmp_path / "out", clusters=12)
+    assert content(tmp_path / "out") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_each_window_has_the_units_of_its_samples(speech: Path, tmp_path: Path) -> None:
     made = units([speech], tmp_path / "out", clusters=12)
     clips, _ = data.survey([speech], WINDOWS)

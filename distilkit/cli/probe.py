@@ -156,13 +156,10 @@ def _vacate(out: Path) -> None:
     """See that a page can be written; what a killed process left goes, also where all is done."""
     from distilkit import leftovers
     from distilkit.data.scan import cache_folder
-    from distilkit.errors import DistilkitError
     from distilkit.files import make_parent
 
-    leftovers.tidy(out)
     leftovers.clear(cache_folder().parent)
-    if out.exists():
-        raise DistilkitError(f"`{out}` is there already", "another --out")
+    leftovers.vacate(out)
     make_parent(out)
 
 

@@ -92,7 +92,7 @@ def tokenizer(
     made = tokenizers.train(lines, settings, text)
     make_parent(out)
     facts = _facts(raw, lines, text)
-    with replacing(out) as beside:
+    with replacing(out, new=True) as beside:
         tokenizers.save(made, beside)
         card = cards.tokenizer_card(made, kind, facts)
         (beside / cards.CARD).write_text(card, encoding="utf-8")

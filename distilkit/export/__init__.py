@@ -74,7 +74,7 @@ def export(
     said, recogniser, encoder, checkpoint = _read(name)
     clips, texts = speech(audio, track)
     make_parent(out)
-    with replacing(out) as folder:
+    with replacing(out, new=True) as folder:
         folder.mkdir()
         graph = Graph(encoder, recogniser)
         to_onnx(graph, folder / MODEL, name)

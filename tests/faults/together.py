@@ -94,10 +94,10 @@ def differences(group: Sequence[Bench], whole: dict[str, str], way: str) -> list
                 if name.split("/")[0] not in ("cache", "tmp")
             }
         files = bench.files()
+        found += [f"{name} is missing" for name in wanted if name not in files]
+        found += [f"{name} is left over" for name in files if name not in wanted]
         found += [
-            f"{bench.work.parent.name}: {name} {'is left over' if name not in wanted else 'is missing' if name not in files else 'differs'}"
-            for name in sorted(wanted.keys() | files.keys())
-            if wanted.get(name) != files.get(name)
+            f"{name} differs" for name in files if wanted.get(name, files[name]) != files[name]
         ]
     return found
 
