@@ -120,6 +120,8 @@ def embed(
         "format": format,
     }
     folder = target if format == "npy" else target.with_name(f".{target.name}.parts")
+    if format != "npy":
+        make_parent(target)  # before everything is listened to
     leftovers.tidy(target)
     leftovers.tidy(folder)
     with ExitStack() as holding:

@@ -1,6 +1,7 @@
 """Embeddings: exact in any batch, resumable, long files at flat memory, every format readable."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -121,6 +122,19 @@ def test_one_file_for_all(speech: Path, tmp_path: Path, format: str) -> None:
     assert set(got) == set(wanted)
     assert all(np.array_equal(got[name], wanted[name]) for name in wanted)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["separate", out.name]
+
+
+def test_a_pipe_is_not_replaced_and_nothing_is_listened_to(
+    speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def states(*_: object) -> None:
+        raise AssertionError("it is listened to")
+
+    monkeypatch.setattr(Encoder, "states", states)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DistilkitError, match="pipe` is not a place for a file"):
+        embed([speech], encoder(), out=tmp_path / "pipe", format="npz", name="m")
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
 
 
 def test_long_files_go_in_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
