@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from lhotse import MonoCut
 
-from distilkit import config, leftovers, rates
+from distilkit import config, rates
 from distilkit.audio import SAMPLE_RATE
 from distilkit.data import Skipped, Tracker, transcripts, untracked
 from distilkit.decode import Search, decoded
@@ -216,5 +216,4 @@ def write(evaluation: Evaluation, path: Path, against: Evaluation | None = None)
         if other := others.get(item.id):
             row |= {"against": other.heard, "against_word_errors": other.errors.words.errors}
         rows.append(row)
-    leftovers.tidy(path)
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -409,9 +409,9 @@ def check_pictures(folder: Path) -> None:
             f"`--out {folder}` draws a picture and needs matplotlib",
             "pip install 'distilkit[report]'",
         ) from error
+    leftovers.tidy(folder)
     for name in PICTURES:
-        if (folder / name).exists():
-            raise DistilkitError(f"`{folder / name}` exists", "another --out")
+        leftovers.vacate(folder / name)
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
         raise DistilkitError(f"`{folder}` cannot be a folder: a file is there", "another --out")
@@ -479,8 +479,6 @@ def draw(
         axes.add_patch(frame).set_clip_on(False)
     paths = [folder / picture for picture in PICTURES]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for path in (folder, *paths):
-        leftovers.tidy(path)
     with (
         # The same file every time, with words that can be searched.
         matplotlib.rc_context({"svg.hashsalt": "distilkit", "svg.fonttype": "none"}),

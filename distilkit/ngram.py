@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from distilkit import leftovers
 from distilkit.errors import DistilkitError
 from distilkit.files import replacing
 
@@ -224,7 +223,6 @@ def write(model: NGram, path: Path) -> None:
         raise DistilkitError(
             f"cannot make `{path.parent}`: {error.strerror}", "another --out"
         ) from error
-    leftovers.tidy(path)
     with replacing(path) as beside, beside.open("wb") as plain:
         zipped = path.suffix == ".gz"
         # Without a time and a name: equal models make equal files.

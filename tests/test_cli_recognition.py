@@ -207,7 +207,7 @@ def test_evaluate_counts_and_compares(
     assert document["utterances"] == 16
     code, _, err = run("evaluate", transcribed, "--out", "each.jsonl")
     assert code == 1
-    assert "error: `each.jsonl` is there already" in err
+    assert "error: `each.jsonl` already exists" in err
     code, _, err = run(
         "evaluate", transcribed, "--against", tuned / "model", "--out", "new/below/each.jsonl"
     )

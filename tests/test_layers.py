@@ -385,7 +385,9 @@ def test_pictures(run: Run, speech: Path, teacher_folder: Path, student_folder: 
         assert all(any(part in word for word in words) for part in wanted)
     code, out, err = run("layers", speech, "--model", teacher_folder, "--out", "one")
     assert (code, out) == (1, "")
-    assert err == "error: `one/layers.png` exists\n\nhint: another --out\n"
+    assert (
+        err == "error: `one/layers.png` already exists\n\nhint: another --out, or remove it first\n"
+    )
 
 
 @pytest.mark.parametrize("there", [False, True])

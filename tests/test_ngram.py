@@ -451,7 +451,11 @@ def test_lm_refuses(run: Run, tmp_path: Path) -> None:
     written(tmp_path / "a.txt", [["a", "<s>"]])
     (tmp_path / "there").write_text("mine")
     cases = [
-        (("nowhere.txt", "--out", "there"), "`there` exists", "another --out"),
+        (
+            ("nowhere.txt", "--out", "there"),
+            "`there` already exists",
+            "another --out, or remove it first",
+        ),
         (("a.txt", "--out", "x"), "the text holds the word `<s>`", "take `<s>` out of the text"),
         (("nowhere.txt", "--out", "x"), "`nowhere.txt`", None),
         (

@@ -637,7 +637,7 @@ def test_a_long_run_has_a_small_page(copied: Path) -> None:
     ("arguments", "problem", "hint"),
     [
         (["nowhere"], "`nowhere` holds no run", "distilkit distill AUDIO --out DIR"),
-        (["{run}", "--out", "{run}/run.json"], "is there already", "another --out"),
+        (["{run}", "--out", "{run}/run.json"], "already exists", "another --out, or"),
     ],
 )
 def test_bad_input(

@@ -42,9 +42,9 @@ def evaluate(
     """
     from distilkit.cli import console
     from distilkit.cli.transcribe import check_form, searching
-    from distilkit.errors import DistilkitError
     from distilkit.files import make_parent
     from distilkit.hub import default_recogniser, locate
+    from distilkit.leftovers import vacate
 
     options.present(data)
     name = model or default_recogniser()
@@ -52,9 +52,8 @@ def evaluate(
     for each in (name, against):
         if each:
             locate(each)  # before the imports that take seconds
-    if out is not None and out.exists():
-        raise DistilkitError(f"`{out}` is there already", "another --out")
     if out is not None:
+        vacate(out)
         make_parent(out)  # before everything is listened to
 
     from distilkit import evaluate as judging

@@ -39,10 +39,9 @@ def lm(
     `distilkit lm ./my_speech notes.txt --tokenizer ./my_tokens --out lm.arpa`
     """
     from distilkit.cli import console
-    from distilkit.errors import DistilkitError
+    from distilkit.leftovers import vacate
 
-    if out.exists():
-        raise DistilkitError(f"`{out}` exists", "another --out")
+    vacate(out)
 
     from distilkit import ngram, tokenizers
     from distilkit.data.transcripts import texts

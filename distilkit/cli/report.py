@@ -36,17 +36,14 @@ def report(
     """
     from distilkit import leftovers
     from distilkit.cli import console
-    from distilkit.errors import DistilkitError
     from distilkit.files import MALFORMED, make_parent
     from distilkit.runs import Run
 
     found = Run(run)
     found.read()
-    if out is not None and out.exists():
-        raise DistilkitError(f"`{out}` is there already", "another --out")
     if out is not None:
+        leftovers.vacate(out)
         make_parent(out)
-        leftovers.tidy(out)
 
     from distilkit import report as writing
 

@@ -112,6 +112,7 @@ def prepare(
         raise DistilkitError(f"`{run.folder}` holds no run to resume", hint)
     if tokenizer is None:
         raise DistilkitError("no tokenizer given", "distilkit tokenizer DATA --out DIR makes one")
+    leftovers.tidy(run.folder)
     run.check_free()
     tokens = tokenizers.load(tokenizer)
     name = model or default_model()
@@ -266,7 +267,6 @@ def train(job: Job, stop: Callable[[], bool] = lambda: False) -> Iterator[loop.S
     job = replace(job, plan=decided, facts=job.facts | {"plan": asdict(decided)})
     if accelerator.is_main_process and not job.resumed:
         assert job.collection is not None
-        leftovers.tidy(run.folder)
         run.create(
             {
                 "recipe.toml": config.dump_recipe(recipe),

@@ -80,6 +80,7 @@ def prepare(
             return _reopen(run, audio)
     if not audio:
         raise DistilkitError(f"`{run.folder}` holds no run to resume", "distilkit distill AUDIO")
+    leftovers.tidy(run.folder)
     run.check_free()
     encoder, checkpoint = (None, None) if teacher == NO_TEACHER else teachers.load(teacher)
     settings = assembly.resolve(settings, encoder.depth if encoder else None)
@@ -204,7 +205,6 @@ def train(
     first = accelerator.is_main_process  # of several processes, the one that writes
     if first and not job.resumed:
         assert job.collection is not None
-        leftovers.tidy(run.folder)
         run.create(
             {
                 "recipe.toml": config.dump_recipe(recipe),
