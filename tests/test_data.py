@@ -908,6 +908,22 @@ def test_windows_that_are_damaged(speech: Path, tmp_path: Path, line: str) -> No
         data.load_windows(path)
 
 
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [(5, "is damaged: a window whose sound"), ("x" * 5000, "x` is gone"), ("x\0", "is gone")],
+)
+def test_windows_whose_file_has_no_name_that_can_be(
+    speech: Path, tmp_path: Path, source: int | str, problem: str
+) -> None:
+    path = tmp_path / "windows.jsonl.gz"
+    path.write_bytes(data.dump_windows(collect([speech], SETTINGS)))
+    rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    rows[0]["recording"]["sources"][0]["source"] = source
+    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    with pytest.raises(DistilkitError, match=problem):
+        data.load_windows(path)
+
+
 def test_a_manifest_without_a_window_to_train_on(speech: Path, tmp_path: Path) -> None:
     path = tmp_path / "windows.jsonl.gz"
     whole = gzip.decompress(data.dump_windows(collect([speech], SETTINGS))).splitlines(

@@ -18,10 +18,14 @@ from conftest import Run
 
 from distilkit import codebooks, ctc, leftovers, unfinished
 from distilkit.codebooks import Codebook
+from distilkit.data.scan import cache_folder
 from distilkit.errors import DistilkitError
 from distilkit.files import replacing
 from distilkit.unfinished import here
 
+LISTEN = (  # commands that keep decoded audio in the cache
+    "distill", "finetune-ctc", "units", "probe", "transcribe", "evaluate", "layers", "embed",
+)  # fmt: skip
 HOLD = """
 import os, signal, sys
 from pathlib import Path
@@ -518,6 +522,7 @@ def test_results_that_another_process_writes(
 @pytest.mark.parametrize(
     ("command", "there"),
     [
+        ("embed {said} --model {teacher} --out vectors", "vectors/mine.txt"),
         ("distill {said} --teacher {teacher} --out run", "run/run.json"),
         ("finetune-ctc {said} --model {teacher} --tokenizer {tuned} --out run", "run/run.json"),
         ("tokenizer {said} --out tokens", "tokens/vocab.json"),
@@ -536,7 +541,7 @@ def test_results_that_another_process_writes(
 )
 def test_what_a_killed_process_left_goes_also_where_the_result_is_there(
     run: Run, transcribed: Path, teacher_folder: Path, tuned: Path, distilled: Path, dead: int,
-    command: str, there: str,
+    monkeypatch: pytest.MonkeyPatch, command: str, there: str,
 ) -> None:  # fmt: skip
     """Another process made it meanwhile: the one that was killed is started again, and has nothing to do."""
     for module, name in {"export": "onnx", "layers": "matplotlib"}.items():
@@ -548,11 +553,33 @@ def test_what_a_killed_process_left_goes_also_where_the_result_is_there(
     place.write_text("whole")
     for path in {top, place} if command.startswith("layers") else {top}:
         path.with_name(f".{path.name}.partial-{dead}-{here()}").mkdir()
+    monkeypatch.setenv("DISTILKIT_CACHE", str(home.parent / "cache"))
+    cached = [place / ".distilkit-killed" for place in (cache_folder(), cache_folder().parent)]
+    for folder in cached:
+        folder.mkdir(parents=True)
     said = {"said": transcribed, "teacher": teacher_folder, "tuned": tuned, "run": distilled}
     code, _, err = run(*command.format(**said).split())
     assert code == 1
-    assert re.search(r"(?m)^error: `[^`]+` (already|exists|is there)", err), err
+    assert re.search(r"(?m)^error: `[^`]+` (already|exists|is there|is not empty)", err), err
     assert sorted(home.iterdir()) == [top]
     if top != place:
         assert list(top.iterdir()) == [place]
     assert place.read_text() == "whole"
+    listens = command.split()[0] in LISTEN
+    assert [folder.exists() for folder in cached] == [not listens] * 2
+
+
+@pytest.mark.parametrize(
+    ("command", "trained"), [("distill", "distilled"), ("finetune-ctc", "tuned")]
+)
+def test_what_was_left_in_the_cache_goes_also_where_a_run_is_finished(
+    run: Run, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, trained: str,
+) -> None:  # fmt: skip
+    name = request.getfixturevalue(trained)
+    monkeypatch.setenv("DISTILKIT_CACHE", str(tmp_path / "cache"))
+    killed = cache_folder() / ".distilkit-killed"
+    killed.mkdir(parents=True)
+    code, _, err = run(command, "--resume", "--out", name)
+    assert code == 1
+    assert "is finished" in err
+    assert not killed.exists()

@@ -132,6 +132,8 @@ Rate = Annotated[
 def present(inputs: list[str]) -> None:
     """Refuse inputs that are not there, before a model is looked for or downloaded.
 
+    What killed processes left in the cache goes here, for a command may have nothing more to do.
+
     Raises:
         DistilkitError: names the first one, and what lies near it.
     """
@@ -140,6 +142,10 @@ def present(inputs: list[str]) -> None:
     for item in inputs:
         if item != "-":
             present(Path(item))
+
+    from distilkit.data.scan import clear_cache
+
+    clear_cache()
 
 
 def streamed(inputs: list[str]) -> bool:

@@ -93,7 +93,9 @@ def probe(
     """
     from distilkit.cli import console
     from distilkit.errors import DistilkitError
+    from distilkit.files import make_parent
     from distilkit.hub import default_model, locate
+    from distilkit.leftovers import vacate
 
     _one_task(data)
     options.present(data)
@@ -107,7 +109,8 @@ def probe(
     if label and task == "all":
         raise DistilkitError("`--label` with `all`, which finds the columns", "distilkit probe ks")
     if out is not None:
-        _vacate(out)
+        vacate(out)
+        make_parent(out)  # before everything is listened to
 
     from distilkit import probes
     from distilkit.probes import page
@@ -150,17 +153,6 @@ def _one_task(data: "Sequence[str]") -> None:
             raise DistilkitError(
                 f"`{each}` is a task: one at a time, or all", "distilkit probe all"
             )
-
-
-def _vacate(out: Path) -> None:
-    """See that a page can be written; what a killed process left goes, also where all is done."""
-    from distilkit import leftovers
-    from distilkit.data.scan import cache_folder
-    from distilkit.files import make_parent
-
-    leftovers.clear(cache_folder().parent)
-    leftovers.vacate(out)
-    make_parent(out)
 
 
 @contextmanager

@@ -13,7 +13,16 @@ from distilkit.audio import SAMPLE_RATE
 from distilkit.data import transcripts, windows
 from distilkit.data.common import MAX_UNUSABLE, Tracker, untracked
 from distilkit.data.find import Found, find, shown
-from distilkit.data.scan import Clip, Skipped, cache_folder, scan, silent_parts, stamp, still
+from distilkit.data.scan import (
+    Clip,
+    Skipped,
+    cache_folder,
+    clear_cache,
+    scan,
+    silent_parts,
+    stamp,
+    still,
+)
 from distilkit.data.windows import Windows, joined, pick, recorded, samples, seconds, window
 from distilkit.data.windows import load as load_windows
 from distilkit.errors import DistilkitError
@@ -30,6 +39,7 @@ __all__ = [
     "Skipped",
     "Tracker",
     "Windows",
+    "clear_cache",
     "collect",
     "cuts",
     "dump_skipped",

@@ -54,6 +54,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("DISTILKIT_CACHE") or Path(base) / "distilkit") / "audio"
 
 
+def clear_cache() -> None:
+    """Remove what killed processes left there half-written, also where a command has nothing to do."""
+    for place in (cache_folder(), cache_folder().parent):
+        leftovers.clear(place)
+
+
 def scan(found: Iterable[Found], settings: config.Data, cache: Path) -> Iterator[Clip | Skipped]:
     """Decode every file once and say what it is: a usable clip, or skipped with its reason.
 

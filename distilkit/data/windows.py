@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -207,7 +208,7 @@ def window(row: dict[str, Any], known: "dict[tuple[str, str], Recording]") -> "M
 
     told = row["recording"]
     (sound,) = told["sources"]
-    if sound["type"] != "file":
+    if sound["type"] != "file" or not isinstance(sound["source"], str):
         raise ValueError("a window whose sound is not in a file")  # a command is never run
     place = told["id"], sound["source"]
     if place not in known:
@@ -249,7 +250,7 @@ def load(path: Path) -> tuple[Windows, Windows]:
             f"`{path}` is damaged: {error}", "start a new run with another --out"
         ) from error
     for _, name in recordings:
-        if not Path(name).is_file():
+        if not os.path.isfile(name):  # Path's fails at a name that is too long
             raise DistilkitError(
                 f"`{name}` is gone, and this run needs it",
                 "put it back, or start a new run with another --out",
