@@ -143,9 +143,9 @@ def present(inputs: list[str]) -> None:
         if item != "-":
             present(Path(item))
 
-    from distilkit.data.scan import clear_cache
+    from distilkit.data.scan import tidy_cache
 
-    clear_cache()
+    tidy_cache()
 
 
 def streamed(inputs: list[str]) -> bool:

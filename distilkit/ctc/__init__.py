@@ -102,7 +102,7 @@ def prepare(
     Raises:
         DistilkitError: whatever the user has to mend before training can start.
     """
-    data.clear_cache()
+    data.tidy_cache()
     settings = recipe or config.load_recipe(DEFAULT_RECIPE, kind=config.CtcRecipe)
     run = training.place(transcribed, out, resume, kind="finetune-ctc", suffix="-ctc")
     if resume and run.exists:

@@ -17,11 +17,11 @@ from distilkit.data.scan import (
     Clip,
     Skipped,
     cache_folder,
-    clear_cache,
     scan,
     silent_parts,
     stamp,
     still,
+    tidy_cache,
 )
 from distilkit.data.windows import Windows, joined, pick, recorded, samples, seconds, window
 from distilkit.data.windows import load as load_windows
@@ -39,7 +39,7 @@ __all__ = [
     "Skipped",
     "Tracker",
     "Windows",
-    "clear_cache",
+    "tidy_cache",
     "collect",
     "cuts",
     "dump_skipped",

@@ -54,7 +54,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("DISTILKIT_CACHE") or Path(base) / "distilkit") / "audio"
 
 
-def clear_cache() -> None:
+def tidy_cache() -> None:
     """Remove what killed processes left there half-written, also where a command has nothing to do."""
     for place in (cache_folder(), cache_folder().parent):
         leftovers.clear(place)

@@ -73,7 +73,7 @@ def prepare(
     Raises:
         DistilkitError: whatever the user has to mend before training can start.
     """
-    data.clear_cache()
+    data.tidy_cache()
     settings = recipe or config.load_recipe(DEFAULT_RECIPE)
     run = training.place(audio, out, resume, kind="distill")
     if resume and run.exists:
