@@ -27,6 +27,7 @@ from distilkit.encoder import (
     scale_conv_gradients,
 )
 from distilkit.errors import DistilkitError
+from distilkit.kernels import STOCK, Kernels
 from distilkit.noise import Noises, disturb
 from distilkit.objectives import (
     OBJECTIVES,
@@ -212,6 +213,7 @@ def features(
     device: torch.device | str = "cpu",
     arithmetic: config.Precision = "fp32",
     front: bool = False,
+    computed: Kernels = STOCK,
 ) -> Targets:
     """What the student predicts, or what its units are clusters of; behind it the front end's output."""
     if settings.features == "mfcc":
@@ -219,7 +221,7 @@ def features(
     assert teacher is not None
     layers = target_layers(settings)
     behind = [FRONT] if front else []
-    seen = LiveTargets(teacher, [*layers, *behind], device, arithmetic)
+    seen = LiveTargets(teacher, [*layers, *behind], device, arithmetic, computed)
     return normalised(seen, len(layers)) if settings.normalise else seen
 
 

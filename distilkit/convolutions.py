@@ -63,6 +63,11 @@ def _seconds(kind: torch.dtype) -> float:
     return time.perf_counter() - began
 
 
+def frames_first(conv: nn.Module, given: Tensor) -> bool:
+    """Whether a convolution takes products of windows of what it is given, in memory frame by frame."""
+    return on_cpu(given) or bool(getattr(conv, "products", False))
+
+
 class LeanConv(nn.Conv1d):
     """A convolution that is quick on a processor, and right in bf16 on every one.
 
@@ -70,14 +75,18 @@ class LeanConv(nn.Conv1d):
     below 16: the same products are taken of the same rounded numbers in fp32, which is as cheap.
     """
 
+    products = False  # whether it takes products elsewhere than on a processor too
+
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not on_cpu(input) or torch.compiler.is_exporting():
+        if torch.compiler.is_exporting() or not frames_first(self, input):
             return self._stock(input, weight, bias)
         low, grouped = arithmetic(input), self.groups > 1
-        if low == torch.float16:
+        if on_cpu(input) and low == torch.float16:
             return self._stock(input, weight, bias)
         if self._plain() and not grouped and self.padding == (0,):
             return _product(input.to(low), weight.to(low), bias, self.stride[0])
+        if not on_cpu(input):
+            return self._stock(input, weight, bias)
         if low != torch.bfloat16:
             return self._turned(input, weight, bias)
         if not grouped or self.in_channels // self.groups >= NARROW:

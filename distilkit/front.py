@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from transformers.models.hubert.modeling_hubert import HubertFeatureEncoder
 
-from distilkit.convolutions import arithmetic, on_cpu
+from distilkit.convolutions import arithmetic, frames_first, on_cpu
 
 ON_CPU, ON_GPU = 512, 1024  # frames of a block: 10 s and 20 s
 LEAST = 32  # frames, where there are but few sizes of blocks
@@ -164,8 +164,9 @@ def _begun_normed(
             own = slice(*pieces[i])
             parts[own, column] = seen_NK[own]
         seen_NK = parts.flatten(1)
-    # In the order that the next convolution takes: channels last on a processor.
-    hidden = (seen_NK @ taps_KC).T if on_cpu(wave_S) else taps_KC.T @ seen_NK.T
+    # In the order that the next convolution takes.
+    last = frames_first(second.conv, wave_S)
+    hidden = (seen_NK @ taps_KC).T if last else taps_KC.T @ seen_NK.T
     found: Tensor = second.conv(first.activation(hidden[None]))
     return found
 

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -18,15 +19,17 @@ from distilkit.convolutions import bf16_is_quick, has_bf16
 from distilkit.encoder import Encoder
 from distilkit.errors import DistilkitError
 from distilkit.front import ON_CPU, ON_GPU
+from distilkit.kernels import Kernels, obstacle
 from distilkit.runs import CHECKPOINTS
 from distilkit.wording import counted
 
 MEMORY_SHARE = 0.5  # of what is free, for the activations of one micro-batch
 CPU_MICRO_SECONDS = 64.0  # more at once is no faster on a processor, whatever the model
 CHECKPOINTING_BELOW = 4  # windows in memory at once below which recomputing pays
-LEAST_GAIN = 0.03  # in time, for which twice as much is kept in memory
 IN_MEMORY, CHECKPOINTING = "in memory at once", "gradient checkpointing"
+COMPILING = "compiled layers"
 MOST_WORKERS = 8  # processes that load audio beside a GPU
+MEASURED = 100.0  # seconds of audio whose steps are taken to measure a plan
 LEAST_PASSES = 2.0  # over the audio from which on targets are kept
 DISK_SHARE = 0.5  # of what is free on the disk, for targets
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -56,6 +59,19 @@ class Plan:
     stored: config.Stored | None = None  # form in which targets are kept; None runs the teacher
     stored_bytes: int = 0  # on disk
     front_width: int = 0  # C of the front end's output where teacher and student share it, else 0
+    products: bool = False  # of `Kernels`, as the next one
+    compiled: bool = False
+
+    @property
+    def kernels(self) -> Kernels:
+        """How teacher and student compute."""
+        return Kernels(products=self.products, compiled=self.compiled)
+
+    def chosen(self, name: str, value: str, reason: str, **changes: Any) -> "Plan":
+        """The plan with other values, and with what became of that setting, and why."""
+        choices = {choice.name: choice for choice in self.choices}
+        choices[name] = Choice(name=name, value=value, reason=reason)
+        return replace(self, choices=tuple(choices.values()), **changes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,92 +265,6 @@ def micro_seconds(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """What a micro-batch took."""
-
-    seconds: float  # for each second of audio
-    peak: int  # bytes, all that the process holds counted
-
-
-def widest(
-    trial: Callable[[int, bool], Trial | None],
-    recompute: Sequence[bool],
-    most: int,
-    room: int,
-) -> tuple[int, bool, Trial, str] | None:
-    """How many of the longest clips in memory at once are fastest, recomputed or not, and why.
-
-    Twice as many are tried until they no longer fit or are no faster; None where not even one fits.
-
-    Args:
-        trial: takes a micro-batch of so many clips, recomputing activations or not; None where memory
-            runs out.
-        recompute: which of both may be tried.
-        most: clips beyond which an optimizer step is full.
-        room: bytes that may be taken.
-    """
-    best: tuple[int, bool, Trial, str] | None = None
-    for again in recompute:
-        count, why = 1, ""
-        own: tuple[int, Trial] | None = None
-        while True:
-            found = trial(count, again)
-            if found is None or found.peak > room:
-                why = f"{count} at once do not fit into {gib(room)}"
-                break
-            if own is not None and found.seconds > (1 - LEAST_GAIN) * own[1].seconds:
-                why = f"{count} at once are no faster"
-                break
-            own = count, found
-            if count >= most:
-                why = "that is a whole step"
-                break
-            count = min(2 * count, most)
-        if own is not None and (best is None or own[1].seconds < best[2].seconds):
-            best = own[0], again, own[1], why
-    return best
-
-
-def measured(
-    decided: Plan, found: tuple[int, bool, Trial, str] | None, longest: float, room: int
-) -> Plan:
-    """A plan with what was measured in place of what was estimated.
-
-    Args:
-        decided: the plan.
-        found: from `widest`.
-        longest: seconds of the longest clip.
-        room: bytes that may be taken.
-
-    Raises:
-        DistilkitError: not even one clip fits.
-    """
-    if found is None:
-        raise DistilkitError(
-            f"one clip of {longest:.1f} s does not fit into {gib(room)}",
-            "a shorter --set data.window_seconds, or a smaller teacher",
-        )
-    count, recompute, trial, why = found
-    choices = {choice.name: choice for choice in decided.choices}
-    choices[IN_MEMORY] = Choice(
-        name=IN_MEMORY,
-        value=f"{count * longest:.0f} s of audio",
-        reason=f"measured: {gib(trial.peak)} of {gib(room)}; {why}",
-    )
-    choices[CHECKPOINTING] = Choice(
-        name=CHECKPOINTING,
-        value="on" if recompute else "off",
-        reason=f"measured: {1 / trial.seconds:.0f} s of audio a second",
-    )
-    return replace(
-        decided,
-        micro_seconds=count * longest,
-        gradient_checkpointing=recompute,
-        choices=tuple(choices.values()),
-    )
-
-
 def schedule(
     settings: config.Recipe | config.CtcRecipe,
     train: Sequence[MonoCut],
@@ -433,7 +363,7 @@ def decide(
         most = min(MOST_WORKERS, max(1, (os.cpu_count() or 1) - 1))
         workers = most if where == "cuda" else 0
     per_step = data.seconds(train) / chosen.steps_per_pass
-    return Plan(
+    decided = Plan(
         steps=wanted,
         steps_per_pass=chosen.steps_per_pass,
         micro_seconds=micro,
@@ -454,6 +384,26 @@ def decide(
             *choices,
         ),
     )
+    return compiling(decided, settings.train)
+
+
+def compiling(decided: Plan, settings: config.Train) -> Plan:
+    """The plan with layers compiled or not, where that is asked for; on a GPU it is tried otherwise.
+
+    Raises:
+        DistilkitError: they are to be, and cannot.
+    """
+    if settings.compile == "auto":
+        return decided
+    if settings.compile and (why := obstacle(decided.device)):
+        raise DistilkitError(f"layers cannot be compiled here: {why}", "--set train.compile=auto")
+    value = "on" if settings.compile else "off"
+    return decided.chosen(COMPILING, value, "asked for", compiled=settings.compile)
+
+
+def measured_steps(recipe: config.Recipe | config.CtcRecipe) -> int:
+    """How many steps a plan takes, the one that warms up counted: few long ones, or more short ones."""
+    return 1 + min(max(2, round(MEASURED / recipe.batches.seconds)), 12)
 
 
 def front_end(width: int) -> Choice:

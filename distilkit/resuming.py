@@ -14,6 +14,7 @@ from torch import Tensor
 
 from distilkit import config, data, plan, tokenizers
 from distilkit.errors import DistilkitError
+from distilkit.kernels import obstacle
 from distilkit.runs import Run
 from distilkit.tokenizers import Tokenizer
 
@@ -43,8 +44,11 @@ def decided(kept: Mapping[str, Any]) -> plan.Plan:
             raise ValueError(f"a plan whose `{name}` is {value}")
     if not 0 < found.micro_seconds < math.inf or found.stored not in (None, "fp16", "int8"):
         raise ValueError("a plan with other values than are written")
-    if not isinstance(found.gradient_checkpointing, bool):
-        raise TypeError("a plan with other values than are written")
+    for switch in (found.gradient_checkpointing, found.products, found.compiled):
+        if not isinstance(switch, bool):
+            raise TypeError("a plan with other values than are written")
+    if found.compiled and (why := obstacle(found.device)):
+        return found.chosen(plan.COMPILING, "off", f"cannot be done here: {why}", compiled=False)
     return found
 
 

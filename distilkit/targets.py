@@ -15,6 +15,7 @@ from distilkit import config
 from distilkit.audio import HOP_SAMPLES, SAMPLE_RATE, frames, samples
 from distilkit.codebooks import Codebook, mfcc
 from distilkit.encoder import Encoder, encode, frame_mask, in_bf16, truncated
+from distilkit.kernels import STOCK, Kernels, apply
 
 Targets = Callable[[Tensor, Sequence[int]], list[Tensor]]
 
@@ -32,6 +33,7 @@ class LiveTargets:
         layers: Sequence[int],
         device: torch.device | str = "cpu",
         arithmetic: config.Precision = "fp32",
+        computed: Kernels = STOCK,
     ) -> None:
         self.layers = tuple(layers)
         self.teacher = truncated(teacher, max(1, *layers))  # layer 0 is what the first one takes
@@ -39,6 +41,7 @@ class LiveTargets:
         self._device, self._low = torch.device(device), arithmetic == "bf16"
         if self._low:
             self.teacher = in_bf16(self.teacher)
+        apply(self.teacher.model, computed)
 
     def __call__(self, wave_BS: Tensor, lengths: Sequence[int]) -> list[Tensor]:
         """Hidden states of the chosen layers, one (B, T, D) each, without gradient."""

@@ -18,6 +18,7 @@ from distilkit import config, leftovers
 from distilkit.audio import SAMPLE_RATE
 from distilkit.errors import DistilkitError, enclosed
 from distilkit.normalisation import normalise
+from distilkit.wording import first_line
 
 PAD, UNKNOWN = "<pad>", "<unk>"  # ids 0 and 1 of every tokenizer that is made here
 DELIMITER = "|"  # ends a word, in tokenizers of characters
@@ -302,7 +303,7 @@ def load(folder: Path) -> Tokenizer:
         )
         problem = _problem(stock)
     except Exception as error:  # transformers and its parsers raise what they like
-        said = str(error).strip().partition("\n")[0] or type(error).__name__
+        said = first_line(error)
         raise DistilkitError(f"no tokenizer in `{folder}`: {said}", HINT) from error
     if problem:
         raise DistilkitError(f"the tokenizer in `{folder}` is not for CTC: {problem}", HINT)

@@ -4,37 +4,32 @@ What `distill` and `finetune-ctc` share: the caller brings the module, the loss 
 """
 
 import errno
-import gc
 import math
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from heapq import nlargest
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import psutil
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from lhotse import MonoCut
 from safetensors import SafetensorError
 from torch import nn
 
-from distilkit import batches, config, data, leftovers, loop, plan, resuming
+from distilkit import batches, config, leftovers, loop, plan, resuming
 from distilkit.batches import Batch
 from distilkit.errors import DistilkitError
 from distilkit.files import MALFORMED, discard
 from distilkit.objectives import Loss
 from distilkit.runs import CHECKPOINTS, Run, free_folder, newest_run
+from distilkit.wording import first_line
 
 NEW = {  # how runs are begun
     "distill": "distilkit distill AUDIO",
     "finetune-ctc": "distilkit finetune-ctc DATA --tokenizer DIR",
 }
-MEASURED = 100.0  # seconds of audio whose steps a plan takes
 STRETCH = 100  # steps whose mean loss is looked at
 # Something else is there, or nothing.
 MISPLACED = FileNotFoundError, IsADirectoryError, NotADirectoryError
@@ -281,6 +276,8 @@ def agreed(decided: plan.Plan) -> tuple[plan.Plan, Accelerator]:
         plans[0],
         micro_seconds=min(each.micro_seconds for each in plans),
         gradient_checkpointing=any(each.gradient_checkpointing for each in plans),
+        products=all(each.products for each in plans),
+        compiled=all(each.compiled for each in plans),
     )
     if followed.precision != decided.precision:
         accelerator = loop.accelerator(followed.device, followed.precision)
@@ -304,7 +301,7 @@ def reading(run: Run) -> Iterator[None]:
             elsewhere = not isinstance(error, MISPLACED) and error.errno != errno.ELOOP
         if elsewhere or batches.out_of_memory(error):
             raise
-        said = str(error).strip().partition("\n")[0] or type(error).__name__
+        said = first_line(error)
         if isinstance(error, KeyError):
             said = f"`{error.args[0]}` is missing"
         raise DistilkitError(
@@ -343,117 +340,6 @@ def check_course(rows: Rows, name: str, rate: float) -> None:
             f"{least:.3f} at its best, {first:.3f} at the beginning",
             f"--set {name}={rate / 3:.1g} in a new run",
         )
-
-
-def settle(
-    recipe: config.Recipe | config.CtcRecipe,
-    decided: plan.Plan,
-    parts: Callable[[bool], Parts],
-    accelerator: Accelerator,
-    train: Sequence[MonoCut],
-    longest: float,
-) -> plan.Plan:
-    """Find out on a GPU how much audio in memory at once is fastest and fits; keep nothing of it.
-
-    What the recipe asks for stays as it is. Elsewhere the estimate has to do.
-
-    Args:
-        recipe: of the run.
-        decided: what was estimated.
-        parts: makes what is trained, recomputing activations or not.
-        accelerator: where.
-        train: what to train on; its longest windows are tried.
-        longest: seconds of the longest clip that may be in memory.
-
-    Raises:
-        DistilkitError: not even one clip fits.
-    """
-    asked = recipe.train.gradient_checkpointing
-    if decided.device != "cuda" or recipe.batches.micro_seconds != "auto":
-        return decided
-    plan.cap(decided.device, recipe.train)
-    room = plan.memory(decided.device, recipe.train)
-    most = min(len(train), math.ceil(recipe.batches.seconds / longest))
-    lengths = data.samples(train)
-    longest_first = nlargest(most, range(len(train)), key=lambda place: (lengths[place], -place))
-    tried = data.pick(train, longest_first)
-
-    def trial(count: int, recompute: bool) -> plan.Trial | None:
-        return attempt(parts(recompute), accelerator, tried[:count])
-
-    options = (False, True) if asked == "auto" else (asked,)
-    found = plan.measured(decided, plan.widest(trial, options, most, room), longest, room)
-    _forget_trials()
-    return found
-
-
-def attempt(made: Parts, accelerator: Accelerator, cuts: Sequence[MonoCut]) -> plan.Trial | None:
-    """Take a micro-batch twice and say what the second time took; None where memory runs out.
-
-    Nothing is learned: the learning rate is 0.
-    """
-    cuda = accelerator.device.type == "cuda"
-    if cuda:
-        _forget_trials()
-    for group in made.optimizer.param_groups:
-        group["lr"] = 0.0
-    batch, began = batches.load(cuts, made.beside), 0.0
-    try:
-        module = made.module.to(accelerator.device).train()
-        for _ in range(2):
-            if cuda:
-                torch.cuda.synchronize()
-                torch.cuda.reset_peak_memory_stats()
-            began = time.perf_counter()
-            with accelerator.autocast():
-                loss = made.loss_of(module, batch)
-            loss.total.backward()  # type: ignore[no-untyped-call]
-            made.optimizer.step()
-            made.optimizer.zero_grad()
-            float(loss.total.detach())  # waits for all of it
-    except (RuntimeError, MemoryError) as error:
-        if not batches.out_of_memory(error):
-            raise
-        return None
-    peak = torch.cuda.max_memory_reserved() if cuda else psutil.Process().memory_info().rss
-    return plan.Trial(seconds=(time.perf_counter() - began) / batch.seconds, peak=int(peak))
-
-
-def _forget_trials() -> None:
-    """What trials took on a GPU counts no more."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-
-
-def measure(
-    recipe: config.Recipe | config.CtcRecipe,
-    decided: plan.Plan,
-    made: Parts,
-    accelerator: Accelerator,
-    train: Sequence[MonoCut],
-    track: data.Tracker,
-) -> plan.Measured:
-    """Take a few real steps, keep nothing of them, and say what they took in the mean.
-
-    The first step warms up and does not count.
-    """
-    steps = measured_steps(recipe)
-    module, optimizer = accelerator.prepare(made.module, made.optimizer)
-    schedule = plan.schedule(recipe, train, decided.micro_seconds)
-    stream = batches.stream(train, schedule, first=1, last=steps, workers=0, beside=made.beside)
-    taken = loop.fit(
-        accelerator, module, optimizer, stream, made.loss_of, recipe.train, start=0, steps=steps
-    )
-    shown = track(taken, description="measuring steps", total=steps)
-    seconds = mean([step.seconds for step in shown][1:])
-    return plan.Measured(seconds_per_step=seconds, peak_gib=plan.peak_gib(decided.device))
-
-
-def measured_steps(recipe: config.Recipe | config.CtcRecipe) -> int:
-    """How many steps a plan takes, the one that warms up counted: few long ones, or more short ones."""
-    return 1 + min(max(2, round(MEASURED / recipe.batches.seconds)), 12)
 
 
 @contextmanager

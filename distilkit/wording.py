@@ -19,3 +19,8 @@ def size(count: float) -> str:
 def listed(setting: str, numbers: Iterable[int]) -> str:
     """`--set "student.start_layers=[1,2]"`, quoted: some shells take bare brackets for a pattern."""
     return f'--set "{setting}=[{",".join(map(str, numbers))}]"'
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in a line; its kind where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distilkit import convolutions, front
+from distilkit import convolutions, front, kernels
 from distilkit.encoder import exact
 
 LENGTHS = (16_000, 16_000, 9_000, 12_345, 12_345, 12_345, 4_000)
@@ -34,23 +34,34 @@ def gradients(module: nn.Module, outputs: list[Tensor]) -> dict[str, Tensor]:
     return {name: weight.grad for name, weight in module.named_parameters()}  # type: ignore[misc]
 
 
-def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every way that is taken there, computed here."""
-    for module in (front, convolutions):
-        monkeypatch.setattr(module, "on_cpu", lambda given: False)
+WAYS = ["processor", "gpu", "gpu, products"]
 
 
-@pytest.mark.parametrize("gpu", [False, True])
+def told(way: str, norm: str, monkeypatch: pytest.MonkeyPatch) -> tuple[nn.Module, nn.Module]:
+    """A stock front end, and ours, which computes as it would there."""
+    model = make_model(feat_extract_norm=norm).train()
+    stock = copy.deepcopy(model.feature_extractor)
+    exact(model)
+    if way != "processor":
+        for module in (front, convolutions):
+            monkeypatch.setattr(module, "on_cpu", lambda given: False)
+    if way == "gpu, products":
+        kernels.apply(model, kernels.Kernels(products=True))
+        monkeypatch.setattr(
+            convolutions.LeanConv, "_stock", lambda *given: pytest.fail("torch's own convolution")
+        )
+    return stock, model.feature_extractor
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("block", [256, 64, 7])
 @pytest.mark.parametrize("norm", ["group", "layer"])
 def test_the_numbers_and_gradients_of_each_clip_alone(
-    norm: str, block: int, gpu: bool, monkeypatch: pytest.MonkeyPatch
+    norm: str, block: int, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if gpu:
-        as_on_a_gpu(monkeypatch)
     # Several clips in one, or several for a clip.
-    monkeypatch.setattr(front, "ON_GPU" if gpu else "ON_CPU", block)
-    stock, ours = pair(norm)
+    monkeypatch.setattr(front, "ON_CPU" if way == "processor" else "ON_GPU", block)
+    stock, ours = told(way, norm, monkeypatch)
     wave_BS = waves(LENGTHS)
     ours.lengths = list(LENGTHS)
     alone = [stock(wave_BS[i : i + 1, :n])[0] for i, n in enumerate(LENGTHS)]
@@ -65,25 +76,26 @@ def test_the_numbers_and_gradients_of_each_clip_alone(
         torch.testing.assert_close(found, wanted_of[name], rtol=1e-4, atol=1e-5 * largest, msg=name)
 
 
+@pytest.mark.parametrize("products", [False, True])
 @pytest.mark.parametrize("norm", ["group", "layer"])
-def test_all_that_is_made_on_a_gpu_is_there(norm: str) -> None:
+def test_all_that_is_made_on_a_gpu_is_there(norm: str, products: bool) -> None:
     """Tensors without numbers, which know where they are: those of two places cannot be mixed."""
     with FakeTensorMode(), torch.device("cuda"):
-        ours = exact(make_model(feat_extract_norm=norm).train()).feature_extractor
+        model = exact(make_model(feat_extract_norm=norm).train())
+        kernels.apply(model, kernels.Kernels(products=products))
+        ours = model.feature_extractor
         ours.lengths = list(LENGTHS)
         found = ours(torch.empty(len(LENGTHS), max(LENGTHS)))
         assert (found.device.type, found.shape) == ("cuda", (7, 16, 49))
 
 
-@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("offset", [0, 0.3])
 @pytest.mark.parametrize("norm", ["group", "layer"])
 def test_bf16_is_as_near_to_fp32_as_the_stock_ones(
-    norm: str, offset: float, gpu: bool, monkeypatch: pytest.MonkeyPatch
+    norm: str, offset: float, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if gpu:
-        as_on_a_gpu(monkeypatch)
-    stock, ours = pair(norm)
+    stock, ours = told(way, norm, monkeypatch)
     wave_BS = waves((16_000, 16_000)) + offset
     found = []
     for module, low in ((stock, False), (stock, True), (ours, True)):

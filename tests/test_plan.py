@@ -1,4 +1,4 @@
-"""What fits: tried in turn, and the fastest taken."""
+"""What is decided before a run, and what it says it will take."""
 
 from pathlib import Path
 
@@ -11,26 +11,11 @@ from distilkit import distill, loop, plan, resuming, training
 from distilkit.cli import course
 from distilkit.encoder import Encoder, encode, exact
 from distilkit.errors import DistilkitError
-from distilkit.plan import Trial
+from distilkit.kernels import Compiled
 from distilkit.runs import Run
+from distilkit.targets import LiveTargets
 
 GIB = 2**30
-
-
-class Card:
-    """A GPU of so many GiB: kept or recomputed, a clip takes so much time and memory."""
-
-    def __init__(self, room: float, *, kept: float = 2.0, recomputed: float = 0.5) -> None:
-        self.room, self.each = room, {False: kept, True: recomputed}
-        self.tried: list[tuple[int, bool]] = []
-
-    def __call__(self, count: int, recompute: bool) -> Trial | None:
-        self.tried.append((count, recompute))
-        peak = 1.0 + count * self.each[recompute]
-        if peak > 1.5 * self.room:
-            return None
-        # a launch costs as much as half a clip; recomputing a quarter more
-        return Trial(seconds=(1 + 0.5 / count) * (1.25 if recompute else 1), peak=int(peak * GIB))
 
 
 GOOD = {
@@ -46,7 +31,7 @@ GOOD = {
         {"micro_seconds": float("nan")}, {"micro_seconds": 0}, {"micro_seconds": [4]}, {"workers": 10**6},
         {"workers": -1}, {"precision": "fp8"}, {"precision": ["fp32"]}, {"device": "moon"}, {"device": {}},
         {"gradient_checkpointing": "yes"}, {"stored": "fp8"}, {"stored_bytes": -1}, {"front_width": 1.5},
-        {"choices": 3}, {"choices": [{"name": "a"}]}, {"more": 1},
+        {"choices": 3}, {"choices": [{"name": "a"}]}, {"more": 1}, {"products": 1}, {"compiled": "yes"},
     ],
     ids=str,
 )  # fmt: skip
@@ -57,121 +42,51 @@ def test_a_plan_that_no_run_can_have(lie: dict[str, object], tmp_path: Path) -> 
         resuming.decided({**GOOD, **lie})
 
 
+# ------------------------------------------------------------------------- layers compiled or not
+
+
 @pytest.mark.parametrize(
-    ("room", "count", "recompute", "why"),
-    [
-        (100.0, 8, False, "16 at once are no faster"),
-        (10.0, 4, False, "8 at once do not fit into 10.00 GiB"),
-        (4.0, 4, True, "8 at once do not fit into 4.00 GiB"),
-        (1.6, 1, True, "2 at once do not fit"),
-    ],
-)
-def test_the_fastest_that_fits(room: float, count: int, recompute: bool, why: str) -> None:
-    card = Card(room)
-    found = plan.widest(card, (False, True), 100, int(room * GIB))
-    assert found is not None
-    assert found[:2] == (count, recompute)
-    assert why in found[3]
-    assert found[2].peak <= room * GIB
+    ("asked", "compiled", "shown"),
+    [("auto", False, []), ("true", True, [("on", "asked for")]), ("false", False, [("off", "asked for")])],
+)  # fmt: skip
+def test_layers_are_compiled_where_that_is_asked_for(
+    asked: str, compiled: bool, shown: list[tuple[str, str]],
+    speech: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Of a student and its teacher; the teacher that was loaded stays what it was."""
+    monkeypatch.setattr(plan, "obstacle", lambda device: "")
+    recipe = quick(f"train.compile={asked}", "objective.layers=[4,8]")
+    job = distill.prepare([speech], teacher=str(teacher_folder), out=tmp_path, recipe=recipe)
+    choices = job.plan.choices
+    assert [(c.value, c.reason) for c in choices if c.name == "compiled layers"] == shown
+    made, targets = distill.assemble(job, loop.accelerator("cpu", "fp32"))
+    assert isinstance(targets, LiveTargets)
+    assert job.teacher is not None
+    for model, wanted in (
+        (made.module.model, compiled), (targets.teacher.model, compiled), (job.teacher.model, False),
+    ):  # fmt: skip
+        assert all(isinstance(layer, Compiled) is wanted for layer in model.encoder.layers)
 
 
-def test_what_is_asked_for_is_not_tried_otherwise() -> None:
-    card = Card(10.0)
-    assert plan.widest(card, (True,), 100, 10 * GIB)
-    assert all(recompute for _, recompute in card.tried)
-
-
-def test_no_more_than_a_step() -> None:
-    card = Card(1000.0)
-    found = plan.widest(card, (False,), 6, 1000 * GIB)
-    assert found is not None
-    assert found[0] == 6
-    assert [count for count, _ in card.tried] == [1, 2, 4, 6]
-
-
-def test_what_does_not_fit_is_one_error(speech: Path, teacher_folder: Path, tmp_path: Path) -> None:
-    assert plan.widest(Card(0.5), (False, True), 100, GIB // 2) is None
-    job = distill.prepare([speech], teacher=str(teacher_folder), out=tmp_path, recipe=quick())
-    with pytest.raises(DistilkitError, match=r"one clip of 15.6 s does not fit into 0.50 GiB"):
-        plan.measured(job.plan, None, 15.625, GIB // 2)
-
-
-def test_a_gpu_is_measured_and_the_plan_says_so(
+def test_layers_that_cannot_be_compiled(
     speech: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a card that is pretended; what is tried are real parts."""
-    recipe = quick("batches.micro_seconds=auto", "batches.seconds=60")
-    job = distill.prepare([speech], teacher=str(teacher_folder), out=tmp_path, recipe=recipe)
-    card, parts = Card(4.0), []
-
-    def attempt(made: training.Parts, accelerator: object, cuts: list[object]) -> Trial | None:
-        parts.append(made.module.model.is_activation_checkpointing)
-        return card(len(cuts), made.module.model.is_activation_checkpointing)
-
-    monkeypatch.setattr(training, "attempt", attempt)
-    monkeypatch.setattr(plan, "memory", lambda where, settings=None: 4 * GIB)
-    on_card = plan.replace(job.plan, device="cuda")
-    accelerator = loop.accelerator("cpu", "fp32")
-    found = training.settle(
-        recipe,
-        on_card,
-        lambda again: distill.likely(job, accelerator, again),
-        accelerator,
-        job.train,
-        15.0,
-    )
-    assert (found.micro_seconds, found.gradient_checkpointing) == (60.0, True)
-    assert {False, True} == set(parts)
-    said = {choice.name: choice for choice in found.choices}
-    assert len(said) == len(found.choices)
-    assert said["in memory at once"].value == "60 s of audio"
-    assert "measured: 3.00 GiB of 4.00 GiB" in said["in memory at once"].reason
-    asked = quick("batches.micro_seconds=30")
-    assert (
-        training.settle(
-            asked, on_card, lambda again: pytest.fail("tried"), accelerator, job.train, 15.0
-        )
-        is on_card
-    )
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        [],
-        ["targets.store=fp16"],
-        ["objective.name=units", "objective.clusters=8"],
-        ["objective.name=units", "objective.clusters=8", "targets.store=fp16"],
-        ["objective.name=units", "objective.clusters=8", "objective.features=mfcc"],
-    ],
-)
-def test_a_trial_takes_what_the_run_will_and_leaves_nothing(
-    speech: Path, teacher_folder: Path, tmp_path: Path, changes: list[str]
-) -> None:
-    job = distill.prepare(
-        [speech], teacher=str(teacher_folder), out=tmp_path / "run", recipe=quick(*changes)
-    )
-    accelerator = loop.accelerator("cpu", "fp32")
-    made = distill.likely(job, accelerator, False)
-    before = {name: value.clone() for name, value in made.module.state_dict().items()}
-    found = training.attempt(made, accelerator, job.train[:3])
-    assert found is not None
-    assert found.seconds > 0
-    assert found.peak > 0
-    assert all(torch.equal(value, before[name]) for name, value in made.module.state_dict().items())
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_trial_without_room(speech: Path, teacher_folder: Path, tmp_path: Path) -> None:
-    job = distill.prepare([speech], teacher=str(teacher_folder), out=tmp_path, recipe=quick())
-    accelerator = loop.accelerator("cpu", "fp32")
-    made = distill.likely(job, accelerator, False)
-
-    def full(*_: object) -> object:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    tight = training.replace(made, loss_of=full)
-    assert training.attempt(tight, accelerator, job.train[:1]) is None
+    """A new run is refused, one that goes on elsewhere goes on without."""
+    for module in (plan, resuming):
+        monkeypatch.setattr(module, "obstacle", lambda device: "no compiler")
+    asked = {"teacher": str(teacher_folder), "out": tmp_path, "recipe": quick("train.compile=true")}
+    with pytest.raises(
+        DistilkitError, match="layers cannot be compiled here: no compiler"
+    ) as error:
+        distill.prepare([speech], **asked)
+    assert error.value.hint == "--set train.compile=auto"
+    found = resuming.decided({**GOOD, "compiled": True})
+    assert not found.compiled
+    assert [(c.name, c.value, c.reason) for c in found.choices] == [
+        ("compiled layers", "off", "cannot be done here: no compiler")
+    ]
+    monkeypatch.setattr(resuming, "obstacle", lambda device: "")
+    assert resuming.decided({**GOOD, "compiled": True}).compiled
 
 
 # ------------------------------------------------------------------------------------ --memory
@@ -273,7 +188,7 @@ def test_a_plan_takes_a_few_long_steps_or_more_short_ones(
 ) -> None:
     """The first warms up; what is said is the mean of the others."""
     recipe = quick(f"batches.seconds={seconds}")
-    assert training.measured_steps(recipe) == steps
+    assert plan.measured_steps(recipe) == steps
     taken = [9.0, *[1.0, 3.0] * 6][:steps]
     made = [
         loop.Step(

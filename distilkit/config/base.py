@@ -129,6 +129,13 @@ class Train(Section):
     gradient_checkpointing: Annotated[
         bool | Auto, Field(description="Recompute activations in the backward pass to save memory.")
     ] = "auto"
+    compile: Annotated[
+        bool | Auto,
+        Field(
+            description="Compile transformer layers with torch.compile; `auto` tries it on a GPU where the "
+            "run is long enough, and keeps it where it pays."
+        ),
+    ] = "auto"
     device: Annotated[Device | Auto, Field(description="Where to train.")] = "auto"
     memory_gib: Annotated[
         Annotated[float, Field(gt=0.0)] | Auto,

@@ -24,6 +24,7 @@ from distilkit import (
     cards,
     config,
     data,
+    kernels,
     leftovers,
     loop,
     plan,
@@ -34,6 +35,7 @@ from distilkit import (
     teachers,
     tokenizers,
     training,
+    trials,
 )
 from distilkit.audio import SAMPLE_RATE, frames
 from distilkit.ctc.loss import MEASURED, loss_function, told
@@ -179,16 +181,15 @@ def prepare(
 
 
 def _settled(job: Job, longest: float) -> Job:
-    """The job with what fits into memory measured, where that can be done."""
+    """The job with what fits into memory and what is quickest measured, where that can be done."""
     if job.plan.device != "cuda":
         return job
     accelerator = loop.accelerator(job.plan.device, job.plan.precision)
 
-    def likely(recompute: bool) -> training.Parts:
-        tried = replace(job.plan, gradient_checkpointing=recompute)
-        return parts(replace(job, plan=tried), accelerator)
+    def likely(planned: plan.Plan) -> training.Parts:
+        return parts(replace(job, plan=planned), accelerator)
 
-    decided = training.settle(job.recipe, job.plan, likely, accelerator, job.train, longest)
+    decided = trials.settle(job.recipe, job.plan, likely, accelerator, job.train, longest)
     return replace(job, plan=decided, facts=job.facts | {"plan": asdict(decided)})
 
 
@@ -340,6 +341,7 @@ def parts(job: Job, accelerator: Accelerator) -> training.Parts:
         )
     if device.type == "cpu" and job.plan.precision == "bf16":
         trainee.model.set_attn_implementation("eager")  # the fused one goes back slowly there
+    kernels.apply(trainee.recogniser.encoder.model, job.plan.kernels)
     noises = recordings(recipe.noise.folder) if recipe.noise.probability else lambda _: None
     texts = {
         cut.id: job.tokenizer.normalise(cut.supervisions[0].text)
@@ -363,7 +365,7 @@ def measure(job: Job, track: data.Tracker = data.untracked) -> plan.Measured:
     """
     accelerator = loop.accelerator(job.plan.device, job.plan.precision)
     made = parts(job, accelerator)
-    return training.measure(job.recipe, job.plan, made, accelerator, job.train, track)
+    return trials.measure(job.recipe, job.plan, made, accelerator, job.train, track)
 
 
 def disk_bytes(job: Job) -> int:

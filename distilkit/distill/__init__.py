@@ -29,6 +29,7 @@ from distilkit import (
     students,
     teachers,
     training,
+    trials,
 )
 from distilkit.assembly import Distiller, Existing
 from distilkit.audio import frames
@@ -169,14 +170,14 @@ def _kept(
 
 
 def _settled(job: Job) -> Job:
-    """The job with what fits into memory measured, where that can be done."""
+    """The job with what fits into memory and what is quickest measured, where that can be done."""
     if job.plan.device != "cuda":
         return job
     accelerator = loop.accelerator(job.plan.device, job.plan.precision)
-    decided = training.settle(
+    decided = trials.settle(
         job.recipe,
         job.plan,
-        lambda recompute: likely(job, accelerator, recompute),
+        lambda planned: likely(job, accelerator, planned),
         accelerator,
         job.train,
         job.recipe.data.window_seconds,
@@ -277,9 +278,9 @@ def measure(job: Job, track: data.Tracker = data.untracked) -> plan.Measured:
     accelerator = loop.accelerator(job.plan.device, job.plan.precision)
     made, targets = assemble(job, accelerator)
     if not job.plan.stored:
-        return training.measure(job.recipe, job.plan, made, accelerator, job.train, track)
+        return trials.measure(job.recipe, job.plan, made, accelerator, job.train, track)
     schedule = plan.schedule(job.recipe, job.train, job.plan.micro_seconds)
-    taken = schedule.between(1, training.measured_steps(job.recipe))
+    taken = schedule.between(1, plan.measured_steps(job.recipe))
     used = data.pick(job.train, chain.from_iterable(chain.from_iterable(taken)))
     left = keeping.missing(job)
     with leftovers.temporary() as folder:
@@ -289,7 +290,7 @@ def measure(job: Job, track: data.Tracker = data.untracked) -> plan.Measured:
             pass
         each = (time.perf_counter() - began) / data.seconds(used)
         made = replace(made, beside=store.read)
-        found = training.measure(job.recipe, job.plan, made, accelerator, job.train, track)
+        found = trials.measure(job.recipe, job.plan, made, accelerator, job.train, track)
     return replace(found, target_seconds=each * data.seconds(left))
 
 

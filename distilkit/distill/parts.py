@@ -8,11 +8,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from distilkit import assembly, codebooks, loop, training
+from distilkit import assembly, codebooks, loop, plan, training
 from distilkit.audio import frames
 from distilkit.distill.job import Job
 from distilkit.distill.keeping import widths
 from distilkit.files import replacing
+from distilkit.kernels import apply
 from distilkit.noise import recordings
 from distilkit.targets import Targets, live_units
 
@@ -38,6 +39,7 @@ def assemble(
         distiller.model.activation_checkpointing_enable()
     if accelerator.device.type == "cpu" and job.plan.precision == "bf16":
         distiller.model.set_attn_implementation("eager")  # the fused one goes back slowly there
+    apply(distiller.model, job.plan.kernels)
     targets = targets or targets_of(job, accelerator, keep)
     noises = recordings(recipe.noise.folder) if recipe.noise.probability else lambda _: None
     front = bool(job.plan.front_width)
@@ -51,17 +53,28 @@ def targets_of(job: Job, accelerator: Accelerator, keep: Path | None) -> Targets
     objective = job.recipe.objective
     if job.teacher is None and objective.features == "layers":
         return all_stored
-    front = bool(job.plan.front_width)
-    precision = job.plan.precision
-    seen = assembly.features(job.teacher, objective, accelerator.device, precision, front)
+    seen = _features(job, accelerator)
     if objective.name == "units":
         return live_units(seen, found_codebook(job, accelerator, seen, keep))
     return seen
 
 
-def likely(job: Job, accelerator: Accelerator, recompute: bool) -> training.Parts:
-    """The parts of a run whose targets mean nothing, and cost what they will: to try what fits."""
-    tried = replace(job, plan=replace(job.plan, gradient_checkpointing=recompute))
+def _features(job: Job, accelerator: Accelerator) -> Targets:
+    """What the targets are, or are units of, as the plan has it computed."""
+    decided, front = job.plan, bool(job.plan.front_width)
+    return assembly.features(
+        job.teacher,
+        job.recipe.objective,
+        accelerator.device,
+        decided.precision,
+        front,
+        decided.kernels,
+    )
+
+
+def likely(job: Job, accelerator: Accelerator, decided: plan.Plan) -> training.Parts:
+    """The parts of a run whose targets mean nothing and cost what they will: to try what fits and how."""
+    tried = replace(job, plan=decided)
     objective, told = job.recipe.objective, job.facts["teacher"]
     wide = widths(objective, told["width"] if told else 0, job.plan.front_width)
 
@@ -75,9 +88,7 @@ def likely(job: Job, accelerator: Accelerator, recompute: bool) -> training.Part
     if job.plan.stored:
         made, _ = assemble(tried, accelerator, targets=all_stored)
         return replace(made, beside=lambda cut, wave_S: nothing(wave_S))
-    front = bool(job.plan.front_width)
-    precision = job.plan.precision
-    seen = assembly.features(job.teacher, objective, accelerator.device, precision, front)
+    seen = _features(tried, accelerator)
 
     def units(wave_BS: Tensor, lengths: Sequence[int]) -> list[Tensor]:
         seen(wave_BS, lengths)

@@ -22,6 +22,7 @@ from distilkit.errors import DistilkitError
 from distilkit.exported import LOGPROBS, WAVE
 from distilkit.layer_mix import MixedHubertForCTC
 from distilkit.recognisers import Recogniser
+from distilkit.wording import first_line
 
 
 class Graph(nn.Module):
@@ -103,7 +104,7 @@ def to_onnx(graph: Graph, file: Path, name: str) -> None:
             _forget_origin(program.model)
             program.save(file)
     except Exception as error:  # of torch.export, onnxscript and protobuf alike
-        said = str(error).strip().partition("\n")[0] or type(error).__name__
+        said = first_line(error)
         raise DistilkitError(
             f"`{name}` cannot be exported: {said}",
             "distilkit export tiny --out tiny-onnx shows one that can",

@@ -19,6 +19,7 @@ from distilkit.export.graph import Graph, quiet
 from distilkit.exported import Exported, Given, Waves
 from distilkit.files import digest
 from distilkit.listeners import HEARD_SECONDS
+from distilkit.wording import first_line
 
 FILE = "model.pte"
 RUNTIME = "executorch"
@@ -61,7 +62,7 @@ def to_mobile(graph: Graph, file: Path, name: str) -> None:
             with file.open("wb") as stream:
                 lowered.to_executorch().write_to_file(stream)
     except Exception as error:  # of torch.export and executorch alike
-        said = str(error).strip().partition("\n")[0] or type(error).__name__
+        said = first_line(error)
         raise DistilkitError(
             f"`{name}` cannot be exported for phones: {said}", "leave --mobile out"
         ) from error

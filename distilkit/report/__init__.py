@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from distilkit import training
+from distilkit import plan
 from distilkit.data import Tracker, untracked
 from distilkit.errors import DistilkitError
 from distilkit.files import MALFORMED, parse_json, write_text
@@ -76,7 +76,7 @@ class Report:
         """What of the run does not change, and its logs."""
         folder = self._run.folder
         settings = recipe(folder, self._run.kind)
-        early = training.measured_steps(settings) if settings else 0
+        early = plan.measured_steps(settings) if settings else 0
         return Told(
             folder=folder,
             facts=self._run.read(),
