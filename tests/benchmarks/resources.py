@@ -136,6 +136,9 @@ def main() -> None:
                             "peak_gib": max(row["peak_gib"] for row in rows),
                             "micro_seconds": plan["micro_seconds"],
                             "gradient_checkpointing": plan["gradient_checkpointing"],
+                            "products": plan["products"],
+                            "compiled": plan["compiled"],
+                            "why": {choice["name"]: choice["reason"] for choice in plan["choices"]},
                             "precision": plan["precision"],
                         }
                     )  # fmt: skip

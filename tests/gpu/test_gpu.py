@@ -1,5 +1,6 @@
 """What needs a GPU: `make gpu`, which fails where there is none."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,31 @@ def test_the_gpu_follows_the_cpu(
     wanted = losses(speech, teacher_folder, tmp_path / "cpu", "train.device=cpu")
     got = losses(speech, teacher_folder, tmp_path / "gpu", f"train.precision={precision}")
     assert got == pytest.approx(wanted, rel=tolerance)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("way", [{"products": True}, {"compiled": True}])
+def test_every_way_of_computing_gives_the_same(
+    speech: Path, teacher_folder: Path, tmp_path: Path, way: dict[str, bool], precision: str
+) -> None:
+    found = []
+    for name, changes in (("plain", dict.fromkeys(way, False)), ("other", way)):
+        recipe = quick(
+            "train.device=cuda", "student.dropout=0", "targets.store=none", f"train.precision={precision}"
+        )  # fmt: skip
+        job = prepare([speech], teacher=str(teacher_folder), out=tmp_path / name, recipe=recipe)
+        list(train(replace(job, plan=replace(job.plan, **changes))))
+        found.append([row["loss"] for row in Run(tmp_path / name).rows("metrics.jsonl")])
+    plain, other = found
+    assert other == pytest.approx(plain, rel=1e-3 if precision == "fp32" else 0.02)
+
+
+def test_a_plan_says_what_was_tried(speech: Path, teacher_folder: Path, tmp_path: Path) -> None:
+    recipe = quick("train.device=cuda", "batches.micro_seconds=auto", "train.steps=100000000")
+    job = prepare([speech], teacher=str(teacher_folder), out=tmp_path / "run", recipe=recipe)
+    said = {choice.name: choice.reason for choice in job.plan.choices}
+    for name in ("in memory at once", "convolutions", "compiled layers"):
+        assert said[name].startswith("measured: "), said[name]
 
 
 def test_resuming_on_a_gpu_goes_the_same_way(
