@@ -21,7 +21,7 @@ from distilkit.audio import clock
 from distilkit.errors import DistilkitError
 from distilkit.plan import CHECKPOINTING, COMPILING, IN_MEMORY, Plan, gib
 from distilkit.training import Parts
-from distilkit.wording import first_line
+from distilkit.wording import counted, first_line
 
 LEAST_GAIN = 0.03  # in time, for which more is kept in memory, or torch's own way is left
 REPEATS = 3  # of a micro-batch; the first warms up
@@ -230,6 +230,39 @@ def settle(
         decided = compiled(decided, trial, count, known, audio, room)
     _forget_trials()
     return decided
+
+
+def in_time(
+    decided: Plan, settings: config.Train, measure: Callable[[Plan], plan.Measured]
+) -> Plan:
+    """The plan with no more steps than fit into the time that may be taken, if there is a limit.
+
+    Args:
+        decided: the plan.
+        settings: the recipe's, with the limit.
+        measure: says what steps and targets take, as planned.
+
+    Raises:
+        DistilkitError: not even one step fits.
+    """
+    if settings.hours == "auto":
+        return decided
+    limit, found = 3600 * settings.hours, measure(decided)
+    each, before = found.seconds_per_step, found.target_seconds
+    steps = min(decided.steps, int((limit - before) / each))
+    targets = f", before them {clock(before)} for the teacher's targets" if before else ""
+    if steps < 1:
+        raise DistilkitError(
+            f"`train.hours` {settings.hours:g} is over before the first step of {clock(each)}{targets}",
+            "more --hours",
+        )
+    if steps < decided.steps:
+        passes = f"{steps / decided.steps_per_pass:.3g} pass"
+        passes += "es" * (steps != decided.steps_per_pass)
+        reason = f"as many as fit into {clock(limit)}: {passes}; {decided.steps:,} were meant"
+        decided = decided.chosen("steps", f"{steps:,}", reason, steps=steps)
+    said = f"{counted(steps, 'step')} of {each:.2f} s, measured here{targets}"
+    return decided.chosen("time", clock(before + steps * each), said)
 
 
 def attempt(made: Parts, accelerator: Accelerator, cuts: Sequence[MonoCut]) -> Trial | None:

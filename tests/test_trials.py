@@ -1,16 +1,20 @@
 """What fits and what is quickest: tried in turn, and the fastest taken."""
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import Run as Command
 from conftest import quick
 
-from distilkit import distill, loop, plan, training, trials
+from distilkit import config, distill, loop, plan, training, trials
 from distilkit.errors import DistilkitError
 from distilkit.kernels import Compiled
 from distilkit.plan import Plan
+from distilkit.runs import Run
 from distilkit.trials import Trial
 
 GIB = 2**30
@@ -266,3 +270,111 @@ def test_a_trial_without_room(speech: Path, teacher_folder: Path, tmp_path: Path
 
     tight = training.replace(made, loss_of=full)
     assert trials.attempt(tight, accelerator, job.train[:1]) is None
+
+
+# ------------------------------------------------------------------------------------ --hours
+
+
+def taking(each: float, targets: float = 0.0) -> Callable[[Plan], plan.Measured]:
+    """A measurement on a machine that is pretended."""
+    return lambda planned: plan.Measured(
+        seconds_per_step=each, peak_gib=1.0, target_seconds=targets if planned.stored else 0.0
+    )
+
+
+@pytest.mark.parametrize(
+    ("hours", "steps", "why"),
+    [
+        ("auto", 4, {}),
+        (1.0, 4, {"time": ("12 min 01 s", "4 steps of 180.25 s, measured here")}),
+        (
+            0.11,
+            2,
+            {
+                "steps": ("2", "as many as fit into 6 min 36 s: 1 pass; 4 were meant"),
+                "time": ("6 min 00 s", "2 steps of 180.25 s, measured here"),
+            },
+        ),
+    ],
+)
+def test_no_more_steps_than_time(
+    hours: float | str, steps: int, why: dict[str, tuple[str, str]]
+) -> None:
+    settings = config.Train(hours=hours)  # type: ignore[arg-type]
+    found = trials.in_time(PLAN, settings, taking(180.25))
+    assert found.steps == steps
+    assert {choice.name: (choice.value, choice.reason) for choice in found.choices} == why
+
+
+def test_targets_take_time_too() -> None:
+    found = trials.in_time(replace(PLAN, stored="fp16"), config.Train(hours=1.0), taking(900, 1200))
+    assert found.steps == 2
+    assert found.choices[-1].value == "50 min 00 s"
+    assert found.choices[-1].reason == (
+        "2 steps of 900.00 s, measured here, before them 20 min 00 s for the teacher's targets"
+    )
+
+
+def test_time_for_not_even_a_step() -> None:
+    with pytest.raises(
+        DistilkitError, match="`train.hours` 0.5 is over before the first step"
+    ) as e:
+        trials.in_time(replace(PLAN, stored="fp16"), config.Train(hours=0.5), taking(900, 1200))
+    assert "of 15 min 00 s, before them 20 min 00 s for the teacher's targets" in str(e.value)
+    assert e.value.hint == "more --hours"
+
+
+@pytest.mark.parametrize(("hours", "steps", "stored"), [(0.5, 6, "fp16"), (0.25, 1, None)])
+def test_a_distillation_in_the_time_that_there_is(
+    hours: float, steps: int, stored: str | None,
+    speech: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Two steps a pass, of two minutes each. In less than two passes the teacher runs beside, which takes longer."""
+    asked: list[str | None] = []
+
+    def measured(job: distill.Job, track: object) -> plan.Measured:
+        asked.append(job.plan.stored)
+        return taking(120.0 if job.plan.stored else 600.0, 600.0)(job.plan)
+
+    monkeypatch.setattr(distill, "measure", measured)
+    recipe = quick(f"train.hours={hours}", "targets.store=auto", "batches.seconds=6")
+    job = distill.prepare([speech], teacher=str(teacher_folder), out=tmp_path, recipe=recipe)
+    assert (job.plan.steps, job.plan.stored) == (steps, stored)
+    assert asked == (["fp16"] if stored else ["fp16", None])
+    said = {choice.name: choice for choice in job.plan.choices}
+    assert len(said) == len(job.plan.choices)
+    assert (said["targets"].value == "as it goes") is (stored is None)
+    assert job.facts["plan"]["steps"] == steps
+
+
+def test_a_run_in_the_time_that_there_is(
+    run: Command, speech: Path, teacher_folder: Path, transcribed: Path, letters: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Measured in earnest, with so many steps that they cannot be made in it."""
+    shared = ("--steps", "1000000", "--set", "train.device=cpu", "--hours", "0.004")
+    shared += ("--set", "batches.seconds=4", "--set", "batches.micro_seconds=4")
+    began = time.monotonic()
+    code, _, err = run(
+        "distill", speech, "--teacher", teacher_folder, "--recipe", "smoke", "--out", "a",
+        "--set", "objective.layers=[4]", *shared,
+    )  # fmt: skip
+    assert code == 0, err
+    assert "as many as fit into 14 s" in " ".join(err.split())
+    made = Run(Path("a")).read()["plan"]["steps"]
+    assert 0 < made < 1_000_000
+    assert len(Run(Path("a")).rows("metrics.jsonl")) == made
+    assert time.monotonic() - began < 120  # on a busy machine
+    code, _, err = run(
+        "finetune-ctc", transcribed, "--tokenizer", letters, "--model", teacher_folder, "--out", "b",
+        *shared,
+    )  # fmt: skip
+    assert code == 0, err
+    assert 0 < len(Run(Path("b")).rows("metrics.jsonl")) < 1_000_000
+    code, _, err = run(
+        "distill", speech, "--teacher", teacher_folder, "--recipe", "smoke", "--out", "c",
+        "--set", "objective.layers=[4]", *shared, "--hours", "0.0000001",
+    )  # fmt: skip
+    assert code == 1
+    assert "is over before the first step" in err
+    assert not Path("c").exists()

@@ -42,6 +42,7 @@ def distill(
     recipe: options.Recipe = DEFAULT_RECIPE,
     set: options.Changes = None,
     steps: options.Steps = None,
+    hours: options.Hours = None,
     resume: options.Resume = False,
     plan: options.Plan = False,
     seed: options.Seed = None,
@@ -62,6 +63,7 @@ def distill(
         raise DistilkitError("no audio given", "distilkit distill ./my_audio")
     changes = list(set or [])
     changes += [f"train.steps={steps}"] if steps is not None else []
+    changes += [f"train.hours={hours}"] if hours is not None else []
     changes += [f"train.seed={seed}"] if seed is not None else []
     changes += [f"train.memory_gib={course.memory_gib(memory)}"] if memory else []
     there = resume and resumable(out, "distill")

@@ -57,6 +57,7 @@ def finetune_ctc(
     ] = False,
     set: options.Changes = None,
     steps: options.Steps = None,
+    hours: options.Hours = None,
     text_column: options.TextColumn = "",
     resume: options.Resume = False,
     plan: options.Plan = False,
@@ -79,6 +80,7 @@ def finetune_ctc(
         raise DistilkitError(f"`{given}` without adapters", f"--lora {given}")
     changes = list(set or [])
     changes += [f"train.steps={steps}"] if steps is not None else []
+    changes += [f"train.hours={hours}"] if hours is not None else []
     changes += [f"train.seed={seed}"] if seed is not None else []
     changes += [f"train.memory_gib={course.memory_gib(memory)}"] if memory else []
     changes += [f"data.text_column={text_column}"] if text_column else []

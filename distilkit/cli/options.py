@@ -108,6 +108,14 @@ Memory = Annotated[
         show_default="what is free",
     ),
 ]
+Hours = Annotated[
+    float | None,
+    typer.Option(
+        metavar="HOURS",
+        help="The most time to take: fewer steps where these would take longer.",
+        show_default="no limit",
+    ),
+]
 Plan = Annotated[
     bool,
     typer.Option("--plan", help="Print what would happen, measured on a few steps, and stop."),

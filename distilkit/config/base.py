@@ -97,6 +97,13 @@ class Train(Section):
     learning_rate: Annotated[float, Field(gt=0.0, description="Peak learning rate of AdamW.")] = (
         2e-4
     )
+    hours: Annotated[
+        Annotated[float, Field(gt=0.0)] | Auto,
+        Field(
+            description="The most time to take, for steps and stored targets: a few real steps are measured, "
+            "and no more are made than fit; `auto` sets no limit."
+        ),
+    ] = "auto"
     warmup_fraction: Annotated[
         float,
         Field(

@@ -7,7 +7,6 @@ steps; `finetune` is both in one call.
 import importlib.metadata
 import shlex
 import tomllib
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -37,9 +36,10 @@ from distilkit import (
     training,
     trials,
 )
-from distilkit.audio import SAMPLE_RATE, frames
+from distilkit.audio import SAMPLE_RATE
 from distilkit.ctc.loss import MEASURED, loss_function, told
 from distilkit.ctc.trainee import Trainee, assemble, groups
+from distilkit.ctc.usable import fitting
 from distilkit.data import Skipped, splits, transcripts
 from distilkit.encoder import digest_of
 from distilkit.errors import DistilkitError
@@ -56,9 +56,6 @@ DEFAULT_RECIPE = "ctc"
 PACKAGES = ("torch", "torchaudio", "transformers", "accelerate", "peft", "lhotse", "jiwer")
 BEST = "best.safetensors"
 TOKENIZER = "tokenizer"  # the run's own copy
-UNKNOWN = "unknown characters"  # kinds of utterances that are left out
-TOO_LONG = "text too long"
-EMPTY = "empty text"
 SILENT = 0.95  # share of held-out utterances without a word from which a model counts as collapsed
 
 
@@ -177,7 +174,11 @@ def prepare(
         facts=facts,
         collection=collection,
     )
-    return _settled(job, longest)
+    job = _settled(job, longest)
+    decided = trials.in_time(
+        job.plan, settings.train, lambda planned: measure(replace(job, plan=planned), track)
+    )
+    return replace(job, plan=decided, facts=job.facts | {"plan": asdict(decided)})
 
 
 def _settled(job: Job, longest: float) -> Job:
@@ -191,53 +192,6 @@ def _settled(job: Job, longest: float) -> Job:
 
     decided = trials.settle(job.recipe, job.plan, likely, accelerator, job.train, longest)
     return replace(job, plan=decided, facts=job.facts | {"plan": asdict(decided)})
-
-
-def fitting(
-    cuts: Sequence[MonoCut], tokenizer: Tokenizer, settings: config.CtcRecipe
-) -> tuple[Sequence[MonoCut], list[Skipped]]:
-    """The utterances that can be learned from, and the others, each with its reason.
-
-    CTC needs a frame for every token, and one more between two that are the same; the fastest speed
-    leaves the fewest frames.
-
-    Raises:
-        DistilkitError: more than half of them are left out.
-    """
-    usable: list[int] = []
-    left: list[Skipped] = []
-    fastest = max(settings.augment.speeds)
-    for place, cut in enumerate(cuts):
-        text = tokenizer.normalise(cut.supervisions[0].text)
-        ids = tokenizer.encode(text)
-        unknown = tokenizer.unknown(text)
-        room = frames(int(cut.num_samples / fastest))
-        needed = len(ids) + sum(a == b for a, b in zip(ids, ids[1:], strict=False))
-        if not text:
-            kind, reason = EMPTY, f"nothing is left of `{cut.supervisions[0].text}`"
-        elif unknown:
-            kind = UNKNOWN
-            reason = f"the tokenizer has no {', '.join(f'`{char}`' for char in unknown)}"
-        elif needed > room:
-            at = f" at speed {fastest:g}" if fastest != 1 else ""
-            kind, reason = TOO_LONG, f"{needed} tokens for {room} frames of 20 ms{at}"
-        else:
-            usable.append(place)
-            continue
-        left.append(Skipped(path=cut.id, reason=reason, kind=kind, seconds=cut.duration))
-    if len(left) > data.MAX_UNUSABLE * len(cuts):
-        listed = "".join(f"\n  {item.path}: {item.reason}" for item in left[:5])
-        hints = {
-            EMPTY: "write what is said, or distilkit tokenizer DATA --punctuation keep --out DIR",
-            TOO_LONG: "distilkit tokenizer DATA --kind unigram --out DIR makes fewer tokens of a text",
-            UNKNOWN: "distilkit tokenizer DATA --out DIR makes one for these texts",
-        }
-        ((kind, _),) = Counter(item.kind for item in left).most_common(1)
-        raise DistilkitError(
-            f"{len(left)} of {len(cuts)} utterances cannot be learned with this tokenizer:{listed}",
-            hints[kind],
-        )
-    return data.pick(cuts, usable), left
 
 
 def _text_facts(

@@ -32,7 +32,7 @@ from distilkit import (
     trials,
 )
 from distilkit.assembly import Distiller, Existing
-from distilkit.audio import frames
+from distilkit.audio import clock, frames
 from distilkit.distill import keeping
 from distilkit.distill.job import Job
 from distilkit.distill.parts import all_stored, assemble, likely, targets_of
@@ -135,7 +135,7 @@ def prepare(
         facts=facts,
         collection=collection,
     )
-    return _settled(job)
+    return _in_time(_settled(job), track)
 
 
 def _kept(
@@ -182,6 +182,25 @@ def _settled(job: Job) -> Job:
         job.train,
         job.recipe.data.window_seconds,
     )
+    return replace(job, plan=decided, facts=job.facts | {"plan": asdict(decided)})
+
+
+def _in_time(job: Job, track: data.Tracker) -> Job:
+    """The job with no more steps than fit into the time that may be taken.
+
+    Where that leaves less than what targets are stored for, the teacher runs beside the student.
+    """
+    train, limit = job.recipe.train, job.recipe.train.hours
+
+    def measured(planned: plan.Plan) -> plan.Measured:
+        return measure(replace(job, plan=planned), track)
+
+    decided = trials.in_time(job.plan, train, measured)
+    few = decided.steps < plan.LEAST_PASSES * decided.steps_per_pass
+    if limit != "auto" and few and decided.stored and job.recipe.targets.store == "auto":
+        why = f"the teacher runs beside the student: {clock(3600 * limit)} are too few to store what it says"
+        beside = job.plan.chosen("targets", "as it goes", why, stored=None, stored_bytes=0)
+        decided = trials.in_time(beside, train, measured)
     return replace(job, plan=decided, facts=job.facts | {"plan": asdict(decided)})
 
 
