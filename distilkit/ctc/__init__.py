@@ -174,9 +174,13 @@ def prepare(
         facts=facts,
         collection=collection,
     )
-    job = _settled(job, longest)
+    return _in_time(_settled(job, longest), track)
+
+
+def _in_time(job: Job, track: data.Tracker) -> Job:
+    """The job with no more steps than fit into the time that may be taken."""
     decided = trials.in_time(
-        job.plan, settings.train, lambda planned: measure(replace(job, plan=planned), track)
+        job.plan, job.recipe.train, lambda planned: measure(replace(job, plan=planned), track)
     )
     return replace(job, plan=decided, facts=job.facts | {"plan": asdict(decided)})
 
