@@ -23,6 +23,7 @@ from distilkit.files import digest, read_object
 from distilkit.hub import EXPORTED
 from distilkit.listeners import Frames, LogProbs
 from distilkit.tokenizers import DELIMITER, SPACE, Tokenizer
+from distilkit.wording import first_line
 
 MODEL = "model.onnx"
 FORMAT = 1
@@ -123,7 +124,7 @@ class Exported:
         try:
             found = self.run(_one(clip), names)
         except Exception as error:  # the runtimes raise what they like
-            said = str(error).strip().partition("\n")[0]
+            said = first_line(error)
             raise DistilkitError(
                 f"{self.runtime} cannot run `{self.folder / MODEL}`: {said}",
                 _again(self.facts, self.folder),
@@ -297,7 +298,7 @@ def _run(name: str, runtime: str, file: Path) -> Run:
     except DistilkitError:
         raise
     except Exception as error:  # the runtimes raise what they like
-        said = str(error).strip().partition("\n")[0]
+        said = first_line(error)
         raise DistilkitError(f"{runtime} cannot load `{file}`: {said}", INSTALL) from error
 
 

@@ -59,8 +59,8 @@ class Plan:
     stored: config.Stored | None = None  # form in which targets are kept; None runs the teacher
     stored_bytes: int = 0  # on disk
     front_width: int = 0  # C of the front end's output where teacher and student share it, else 0
-    products: bool = False  # of `Kernels`, as the next one
-    compiled: bool = False
+    products: bool = False  # convolutions of the front end on a GPU as products of windows
+    compiled: bool = False  # transformer layers, by `torch.compile`
 
     @property
     def kernels(self) -> Kernels:

@@ -14,6 +14,7 @@ from statistics import mean
 import psutil
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from lhotse import MonoCut
 
 from distilkit import batches, config, data, loop, plan
@@ -227,13 +228,18 @@ def settle(
     if recipe.train.compile == "auto" and known is not None:
         audio = decided.steps * data.seconds(train) / decided.steps_per_pass
         audio /= accelerator.num_processes
+        if recipe.train.hours != "auto":
+            audio = min(audio, 3600 * recipe.train.hours / known.seconds)
         decided = compiled(decided, trial, count, known, audio, room)
     _forget_trials()
     return decided
 
 
 def in_time(
-    decided: Plan, settings: config.Train, measure: Callable[[Plan], plan.Measured]
+    decided: Plan,
+    settings: config.Train,
+    measure: Callable[[Plan], plan.Measured],
+    beside: Plan | None = None,
 ) -> Plan:
     """The plan with no more steps than fit into the time that may be taken, if there is a limit.
 
@@ -241,6 +247,7 @@ def in_time(
         decided: the plan.
         settings: the recipe's, with the limit.
         measure: says what steps and targets take, as planned.
+        beside: the plan in whose place it is where less fits than two passes, for which nothing is stored.
 
     Raises:
         DistilkitError: not even one step fits.
@@ -250,11 +257,15 @@ def in_time(
     limit, found = 3600 * settings.hours, measure(decided)
     each, before = found.seconds_per_step, found.target_seconds
     steps = min(decided.steps, int((limit - before) / each))
+    if beside is not None and steps < plan.LEAST_PASSES * decided.steps_per_pass:
+        return in_time(beside, settings, measure)
     targets = f", before them {clock(before)} for the teacher's targets" if before else ""
     if steps < 1:
+        needed = math.ceil(1000 * (before + each) / 3600) / 1000
         raise DistilkitError(
-            f"`train.hours` {settings.hours:g} is over before the first step of {clock(each)}{targets}",
-            "more --hours",
+            f"`train.hours` {settings.hours:g} is over before the end of the first step of "
+            f"{clock(each)}{targets}",
+            f"--hours {needed:g}",
         )
     if steps < decided.steps:
         passes = f"{steps / decided.steps_per_pass:.3g} pass"
@@ -320,11 +331,19 @@ def measure(
     """
     steps = plan.measured_steps(recipe)
     module, optimizer = accelerator.prepare(made.module, made.optimizer)
-    schedule = plan.schedule(recipe, train, decided.micro_seconds)
+    own = accelerator.process_index, accelerator.num_processes
+    schedule = plan.schedule(recipe, train, decided.micro_seconds, *own)
     stream = batches.stream(train, schedule, first=1, last=steps, workers=0, beside=made.beside)
     taken = loop.fit(
         accelerator, module, optimizer, stream, made.loss_of, recipe.train, start=0, steps=steps
     )
     shown = track(taken, description="measuring steps", total=steps)
     seconds = mean([step.seconds for step in shown][1:])
-    return plan.Measured(seconds_per_step=seconds, peak_gib=plan.peak_gib(decided.device))
+    return plan.Measured(
+        seconds_per_step=most(seconds), peak_gib=most(plan.peak_gib(decided.device))
+    )
+
+
+def most(own: float) -> float:
+    """The largest number of all processes, for those that train together have to decide alike."""
+    return float(max(gather_object([own])))

@@ -23,4 +23,4 @@ def listed(setting: str, numbers: Iterable[int]) -> str:
 
 def first_line(error: BaseException) -> str:
     """What an error says, in a line; its kind where it says nothing."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    return str(error).strip().partition("\n")[0].strip() or type(error).__name__

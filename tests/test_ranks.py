@@ -195,6 +195,23 @@ def test_clips_are_those_of_the_process_in_which_it_went_wrong(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("store", ["auto", "none"])
+def test_two_processes_stop_in_the_time_that_they_have(
+    store: str, speech: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    """What they measure differs, and both make as many steps."""
+    recipe = quick(*CHANGES, "train.steps=1000000", f"targets.store={store}", "train.hours=0.004")
+    (tmp_path / "recipe.toml").write_text(config.dump_recipe(recipe))
+    arguments = [speech, "--teacher", teacher_folder, "--recipe", tmp_path / "recipe.toml"]
+    ended(launch(2, *arguments, "--out", tmp_path / "two"))
+    run = Run(tmp_path / "two")
+    made = run.read()["plan"]["steps"]
+    assert 0 < made < 1_000_000
+    assert len(run.rows("metrics.jsonl")) == made
+    assert run.finished
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_one_of_two_is_killed_and_both_are_resumed(
     pair: tuple[Path, Path, list[object]], tmp_path: Path, killed: int

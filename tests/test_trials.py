@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from conftest import Run as Command
 from conftest import quick
 
 from distilkit import config, distill, loop, plan, training, trials
+from distilkit.data import untracked
 from distilkit.errors import DistilkitError
 from distilkit.kernels import Compiled
 from distilkit.plan import Plan
@@ -317,19 +319,23 @@ def test_targets_take_time_too() -> None:
 
 def test_time_for_not_even_a_step() -> None:
     with pytest.raises(
-        DistilkitError, match="`train.hours` 0.5 is over before the first step"
+        DistilkitError, match="`train.hours` 0.5 is over before the end of the first step"
     ) as e:
         trials.in_time(replace(PLAN, stored="fp16"), config.Train(hours=0.5), taking(900, 1200))
     assert "of 15 min 00 s, before them 20 min 00 s for the teacher's targets" in str(e.value)
-    assert e.value.hint == "more --hours"
+    assert e.value.hint == "--hours 0.584"
 
 
-@pytest.mark.parametrize(("hours", "steps", "stored"), [(0.5, 6, "fp16"), (0.25, 1, None)])
+@pytest.mark.parametrize(
+    ("hours", "steps", "stored"), [(0.5, 6, "fp16"), (0.25, 1, None), (0.17, 1, None)]
+)
 def test_a_distillation_in_the_time_that_there_is(
     hours: float, steps: int, stored: str | None,
     speech: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Two steps a pass, of two minutes each. In less than two passes the teacher runs beside, which takes longer."""
+    """Two steps a pass, of two minutes each. In less than two passes the teacher runs beside, which takes longer,
+    also where its targets alone would take all the time.
+    """
     asked: list[str | None] = []
 
     def measured(job: distill.Job, track: object) -> plan.Measured:
@@ -376,5 +382,37 @@ def test_a_run_in_the_time_that_there_is(
         "--set", "objective.layers=[4]", *shared, "--hours", "0.0000001",
     )  # fmt: skip
     assert code == 1
-    assert "is over before the first step" in err
+    assert "is over before the end of the first step" in err
     assert not Path("c").exists()
+
+
+def test_a_step_is_measured_by_the_share_of_it_that_a_process_has(
+    speech: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what the slowest of all processes takes is what counts."""
+    job = distill.prepare([speech], teacher=str(teacher_folder), out=tmp_path, recipe=quick())
+    schedules = []
+    made = [
+        loop.Step(
+            number=number, loss=1.0, parts={}, grad_norm=1.0, learning_rate=0.1, audio_seconds=4.0, seconds=2.0
+        )
+        for number in (1, 2)
+    ]  # fmt: skip
+    monkeypatch.setattr(plan, "schedule", lambda *given: schedules.append(given[3:]))
+    monkeypatch.setattr(trials.batches, "stream", lambda *given, **more: None)
+    monkeypatch.setattr(loop, "fit", lambda *given, **more: iter(made))
+    monkeypatch.setattr(trials, "gather_object", lambda own: [*own, 5.0 + own[0]])
+    second = SimpleNamespace(process_index=1, num_processes=2, prepare=lambda *given: given)
+    parts = SimpleNamespace(module=None, optimizer=None, beside=None, loss_of=None)
+    found = trials.measure(job.recipe, job.plan, parts, second, job.train, untracked)  # type: ignore[arg-type]
+    assert schedules == [(1, 2)]
+    assert found.seconds_per_step == 7.0
+
+
+def test_compiling_has_to_pay_in_the_time_that_there_is(
+    speech: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials, "in_time", lambda decided, *given: decided)
+    found = Settled(speech, teacher_folder, tmp_path, monkeypatch, "train.hours=0.2")
+    assert found.said["compiled layers"].reason == "12 min 00 s of steps are over before that pays"
+    assert not found.plan.compiled

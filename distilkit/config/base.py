@@ -94,9 +94,6 @@ class Train(Section):
     max_steps: Annotated[
         int, Field(ge=1, description="Optimizer steps; the most when `steps` is `auto`.")
     ] = 200_000
-    learning_rate: Annotated[float, Field(gt=0.0, description="Peak learning rate of AdamW.")] = (
-        2e-4
-    )
     hours: Annotated[
         Annotated[float, Field(gt=0.0)] | Auto,
         Field(
@@ -104,6 +101,9 @@ class Train(Section):
             "and no more are made than fit; `auto` sets no limit."
         ),
     ] = "auto"
+    learning_rate: Annotated[float, Field(gt=0.0, description="Peak learning rate of AdamW.")] = (
+        2e-4
+    )
     warmup_fraction: Annotated[
         float,
         Field(

@@ -32,7 +32,7 @@ from distilkit import (
     trials,
 )
 from distilkit.assembly import Distiller, Existing
-from distilkit.audio import clock, frames
+from distilkit.audio import frames
 from distilkit.distill import keeping
 from distilkit.distill.job import Job
 from distilkit.distill.parts import all_stored, assemble, likely, targets_of
@@ -186,21 +186,17 @@ def _settled(job: Job) -> Job:
 
 
 def _in_time(job: Job, track: data.Tracker) -> Job:
-    """The job with no more steps than fit into the time that may be taken.
-
-    Where that leaves less than what targets are stored for, the teacher runs beside the student.
-    """
-    train, limit = job.recipe.train, job.recipe.train.hours
-
-    def measured(planned: plan.Plan) -> plan.Measured:
-        return measure(replace(job, plan=planned), track)
-
-    decided = trials.in_time(job.plan, train, measured)
-    few = decided.steps < plan.LEAST_PASSES * decided.steps_per_pass
-    if limit != "auto" and few and decided.stored and job.recipe.targets.store == "auto":
-        why = f"the teacher runs beside the student: {clock(3600 * limit)} are too few to store what it says"
+    """The job with no more steps than fit into the time that may be taken."""
+    beside = None
+    if job.plan.stored and job.recipe.targets.store == "auto":
+        why = "the teacher runs beside the student: there is no time for two passes"
         beside = job.plan.chosen("targets", "as it goes", why, stored=None, stored_bytes=0)
-        decided = trials.in_time(beside, train, measured)
+    decided = trials.in_time(
+        job.plan,
+        job.recipe.train,
+        lambda planned: measure(replace(job, plan=planned), track),
+        beside,
+    )
     return replace(job, plan=decided, facts=job.facts | {"plan": asdict(decided)})
 
 
@@ -298,7 +294,8 @@ def measure(job: Job, track: data.Tracker = data.untracked) -> plan.Measured:
     made, targets = assemble(job, accelerator)
     if not job.plan.stored:
         return trials.measure(job.recipe, job.plan, made, accelerator, job.train, track)
-    schedule = plan.schedule(job.recipe, job.train, job.plan.micro_seconds)
+    own = accelerator.process_index, accelerator.num_processes
+    schedule = plan.schedule(job.recipe, job.train, job.plan.micro_seconds, *own)
     taken = schedule.between(1, plan.measured_steps(job.recipe))
     used = data.pick(job.train, chain.from_iterable(chain.from_iterable(taken)))
     left = keeping.missing(job)
@@ -307,10 +304,10 @@ def measure(job: Job, track: data.Tracker = data.untracked) -> plan.Measured:
         began = time.perf_counter()
         for _ in stored.fill(store, used, targets, job.plan.micro_seconds, accelerator.device):
             pass
-        each = (time.perf_counter() - began) / data.seconds(used)
+        each = trials.most((time.perf_counter() - began) / data.seconds(used))
         made = replace(made, beside=store.read)
         found = trials.measure(job.recipe, job.plan, made, accelerator, job.train, track)
-    return replace(found, target_seconds=each * data.seconds(left))
+    return replace(found, target_seconds=each * data.seconds(left) / accelerator.num_processes)
 
 
 def disk_bytes(job: Job) -> int:

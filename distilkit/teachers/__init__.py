@@ -18,6 +18,7 @@ from distilkit.hub import DEFAULT_TEACHER, WEIGHTS, is_exported, locate, split
 from distilkit.teachers import fairseq, huggingface, lighthubert, s3prl, torchaudio
 from distilkit.teachers.checkpoint import Checkpoint, Source
 from distilkit.teachers.files import AGAIN
+from distilkit.wording import first_line
 
 __all__ = ["READERS", "Checkpoint", "Reader", "Source", "load", "locate"]
 
@@ -61,9 +62,8 @@ def load(name: str) -> tuple[Encoder, Checkpoint]:
                 checkpoint = reader.read(source)
                 _check_frames(name, checkpoint.model.config)
             except ODD as error:  # settings and weights can be anything
-                said = str(error).strip().partition("\n")[0]
                 raise DistilkitError(
-                    f"`{source}` is not as a {label} checkpoint should be: {said or type(error).__name__}",
+                    f"`{source}` is not as a {label} checkpoint should be: {first_line(error)}",
                     AGAIN,
                 ) from error
             return Encoder(model=checkpoint.model, normalise=checkpoint.normalise), checkpoint
