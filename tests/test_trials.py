@@ -150,6 +150,15 @@ def test_what_is_asked_for_on_a_gpu_stays(
     assert not found.plan.compiled
 
 
+def test_layers_that_are_not_to_be_compiled_on_a_gpu(
+    speech: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Settled(speech, teacher_folder, tmp_path, monkeypatch, "train.compile=false")
+    assert found.said["compiled layers"].reason == "asked for"
+    assert not any(compiled for *_, compiled in found.tried)
+    assert not found.plan.compiled
+
+
 @dataclass
 class Ways:
     """A card on which ways of computing take so long for a second of audio, or fail."""
