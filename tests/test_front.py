@@ -76,6 +76,26 @@ def test_the_numbers_and_gradients_of_each_clip_alone(
         torch.testing.assert_close(found, wanted_of[name], rtol=1e-4, atol=1e-5 * largest, msg=name)
 
 
+@pytest.mark.parametrize("way", ["processor", "gpu, products"])
+@pytest.mark.parametrize("norm", ["group", "layer"])
+def test_products_take_frames_as_they_lie(
+    norm: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frame by frame in memory: anything else would be copied first."""
+    _, ours = told(way, norm, monkeypatch)
+    product, seen = convolutions._product, list[bool]()
+
+    def watched(input_BCT: Tensor, *given: Any) -> Tensor:
+        if input_BCT.shape[1] > 1:
+            seen.append(input_BCT.mT.is_contiguous())
+        return product(input_BCT, *given)
+
+    monkeypatch.setattr(convolutions, "_product", watched)
+    ours(waves(LENGTHS))
+    assert len(seen) == 6
+    assert all(seen)
+
+
 @pytest.mark.parametrize("products", [False, True])
 @pytest.mark.parametrize("norm", ["group", "layer"])
 def test_all_that_is_made_on_a_gpu_is_there(norm: str, products: bool) -> None:
