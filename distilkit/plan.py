@@ -309,7 +309,7 @@ def stored(
         return form, size, Choice(name="targets", value=value, reason=reason)
 
     passes = steps / steps_per_pass
-    once = f"the teacher runs once for {passes:{',.0f' if passes >= 100 else '.3g'}} passes"
+    once = for_passes(passes)
     if settings.store == "none":
         return chosen(None, "asked for: the teacher runs beside the student")
     if settings.store != "auto":
@@ -322,6 +322,11 @@ def stored(
     if size > DISK_SHARE * free:
         return chosen(None, f"{gib(size)} on disk, and only {gib(free)} are free")
     return chosen("fp16", once)
+
+
+def for_passes(passes: float) -> str:
+    """What stored targets are good for."""
+    return f"the teacher runs once for {passes:{',.0f' if passes >= 100 else '.3g'}} passes"
 
 
 def gib(size: float) -> str:

@@ -336,13 +336,14 @@ def test_time_for_not_even_a_step() -> None:
 
 
 @pytest.mark.parametrize(
-    ("hours", "steps", "stored"), [(0.5, 6, "fp16"), (0.25, 1, None), (0.17, 1, None)]
+    ("hours", "steps", "stored"),
+    [(1.0, 20, "fp16"), (0.5, 10, "fp16"), (0.25, 1, None), (0.17, 1, None)],
 )
 def test_a_distillation_in_the_time_that_there_is(
     hours: float, steps: int, stored: str | None,
     speech: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Two steps a pass, of two minutes each. In less than two passes the teacher runs beside, which takes longer,
+    """Steps of two minutes. In less than two passes the teacher runs beside, which takes longer,
     also where its targets alone would take all the time.
     """
     asked: list[str | None] = []
@@ -352,13 +353,15 @@ def test_a_distillation_in_the_time_that_there_is(
         return taking(120.0 if job.plan.stored else 600.0, 600.0)(job.plan)
 
     monkeypatch.setattr(distill, "measure", measured)
-    recipe = quick(f"train.hours={hours}", "targets.store=auto", "batches.seconds=6")
+    recipe = quick(f"train.hours={hours}", "targets.store=auto", "train.steps=20")
     job = distill.prepare([speech], teacher=str(teacher_folder), out=tmp_path, recipe=recipe)
     assert (job.plan.steps, job.plan.stored) == (steps, stored)
     assert asked == (["fp16"] if stored else ["fp16", None])
     said = {choice.name: choice for choice in job.plan.choices}
     assert len(said) == len(job.plan.choices)
     assert (said["targets"].value == "as it goes") is (stored is None)
+    passes = f"for {steps / job.plan.steps_per_pass:.3g} passes"
+    assert said["targets"].reason.endswith(passes if stored else "there is no time for two passes")
     assert job.facts["plan"]["steps"] == steps
 
 

@@ -197,6 +197,12 @@ def _in_time(job: Job, track: data.Tracker) -> Job:
         lambda planned: measure(replace(job, plan=planned), track),
         beside,
     )
+    if decided.stored and decided.steps != job.plan.steps:
+        told = next(choice for choice in decided.choices if choice.name == "targets")
+        meant, left = (
+            plan.for_passes(each.steps / each.steps_per_pass) for each in (job.plan, decided)
+        )
+        decided = decided.chosen("targets", told.value, told.reason.replace(meant, left))
     return replace(job, plan=decided, facts=job.facts | {"plan": asdict(decided)})
 
 
