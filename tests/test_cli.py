@@ -22,11 +22,11 @@ from distilkit.demo import speech as built_in_speech
 from distilkit.unfinished import here
 
 OPTIONS = {
-    "distill": {"--teacher", "--student", "--out", "--recipe", "--set", "--steps", "--resume", "--plan", "--seed", "--memory", "--vram", "--json"},
+    "distill": {"--teacher", "--student", "--out", "--recipe", "--set", "--steps", "--hours", "--resume", "--plan", "--seed", "--memory", "--vram", "--json"},
     "embed": {"--model", "--layer", "--pool", "--out", "--format", "--rate", "--json"},
     "layers": {"--model", "--against", "--out", "--minutes", "--json"},
     "units": {"--out", "--model", "--layer", "--clusters", "--codebook", "--normalise", "--minutes", "--seed", "--json"},
-    "finetune-ctc": {"--tokenizer", "--model", "--out", "--recipe", "--lora", "--rank", "--merge", "--set", "--steps", "--text-column", "--resume", "--plan", "--seed", "--memory", "--vram", "--json"},
+    "finetune-ctc": {"--tokenizer", "--model", "--out", "--recipe", "--lora", "--rank", "--merge", "--set", "--steps", "--hours", "--text-column", "--resume", "--plan", "--seed", "--memory", "--vram", "--json"},
     "transcribe": {"--model", "--lm", "--beam", "--lm-weight", "--word-bonus", "--timestamps", "--format", "--out", "--rate", "--delay"},
     "evaluate": {"--model", "--against", "--lm", "--beam", "--lm-weight", "--word-bonus", "--text-column", "--out", "--json"},
     "tokenizer": {"--out", "--kind", "--vocab-size", "--form", "--case", "--punctuation", "--digits", "--language", "--text-column", "--json"},

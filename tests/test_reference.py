@@ -24,7 +24,7 @@ REFERENCE = ROOT / "docs" / "reference"
 ENVIRONMENT = REFERENCE / "environment.md"
 # What a number of an option may count, or be.
 UNITS = {
-    "BEGINNINGS", "CLIPS", "FACTOR", "HZ", "LAYER", "MINUTES", "NATS", "PARTS", "PROCESSES", "RANK", "SECONDS", "SEED",
+    "BEGINNINGS", "CLIPS", "FACTOR", "HOURS", "HZ", "LAYER", "MINUTES", "NATS", "PARTS", "PROCESSES", "RANK", "SECONDS", "SEED",
     "STEPS", "TIMES", "TOKENS", "UNITS", "WORDS",
 }  # fmt: skip
 OTHERS = {
