@@ -30,6 +30,7 @@ IN_MEMORY, CHECKPOINTING = "in memory at once", "gradient checkpointing"
 COMPILING = "compiled layers"
 MOST_WORKERS = 8  # processes that load audio beside a GPU
 MEASURED = 100.0  # seconds of audio whose steps are taken to measure a plan
+MEASURED_SHARE = 0.01  # of a run's steps, that are taken before it begins only to say what it takes
 LEAST_PASSES = 2.0  # over the audio from which on targets are kept
 DISK_SHARE = 0.5  # of what is free on the disk, for targets
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -80,7 +81,22 @@ class Measured:
 
     seconds_per_step: float
     peak_gib: float  # of the accelerator's memory, or of this process's on a CPU
-    target_seconds: float = 0.0  # that computing the targets takes, before the first step
+    unit_seconds: float = 0.0  # that finding the units took, which comes before all else
+    target_seconds: float = 0.0  # that computing all targets takes, before the first step
+
+    @property
+    def before(self) -> float:
+        """Seconds before the first step."""
+        return self.unit_seconds + self.target_seconds
+
+    @property
+    def preparing(self) -> str:
+        """What they are taken by."""
+        parts = [
+            (self.unit_seconds, "to find the units"),
+            (self.target_seconds, "for the teacher's targets"),
+        ]
+        return " and ".join(f"{clock(seconds)} {what}" for seconds, what in parts if seconds)
 
 
 def device(settings: config.Train) -> tuple[str, str]:
@@ -409,6 +425,11 @@ def compiling(decided: Plan, settings: config.Train) -> Plan:
 def measured_steps(recipe: config.Recipe | config.CtcRecipe) -> int:
     """How many steps a plan takes, the one that warms up counted: few long ones, or more short ones."""
     return 1 + min(max(2, round(MEASURED / recipe.batches.seconds)), 12)
+
+
+def worth_measuring(recipe: config.Recipe | config.CtcRecipe, steps: int) -> bool:
+    """Whether so many steps take so long that a few of them may be measured beforehand."""
+    return measured_steps(recipe) <= MEASURED_SHARE * steps
 
 
 def front_end(width: int) -> Choice:

@@ -22,7 +22,7 @@ from distilkit.audio import clock
 from distilkit.errors import DistilkitError
 from distilkit.plan import CHECKPOINTING, COMPILING, IN_MEMORY, Plan, gib
 from distilkit.training import Parts
-from distilkit.wording import counted, first_line
+from distilkit.wording import first_line
 
 LEAST_GAIN = 0.03  # in time, for which more is kept in memory, or torch's own way is left
 REPEATS = 3  # of a micro-batch; the first warms up
@@ -231,7 +231,7 @@ def settle(
         if recipe.train.hours != "auto":
             audio = min(audio, 3600 * recipe.train.hours / known.seconds)
         decided = compiled(decided, trial, count, known, audio, room)
-    _forget_trials()
+    forget()
     return decided
 
 
@@ -255,16 +255,16 @@ def in_time(
     if settings.hours == "auto":
         return decided
     limit, found = 3600 * settings.hours, measure(decided)
-    each, before = found.seconds_per_step, found.target_seconds
+    each, before = found.seconds_per_step, found.before
     steps = min(decided.steps, int((limit - before) / each))
     if beside is not None and steps < plan.LEAST_PASSES * decided.steps_per_pass:
         return in_time(beside, settings, measure)
-    targets = f", before them {clock(before)} for the teacher's targets" if before else ""
     if steps < 1:
+        first = f", before them {found.preparing}" if before else ""
         needed = math.ceil(1000 * (before + each) / 3600) / 1000
         raise DistilkitError(
             f"`train.hours` {settings.hours:g} is over before the end of the first step of "
-            f"{clock(each)}{targets}",
+            f"{clock(each)}{first}",
             f"--hours {needed:g}",
         )
     if steps < decided.steps:
@@ -272,8 +272,7 @@ def in_time(
         passes += "es" * (steps != decided.steps_per_pass)
         reason = f"as many as fit into {clock(limit)}: {passes}; {decided.steps:,} were meant"
         decided = decided.chosen("steps", f"{steps:,}", reason, steps=steps)
-    said = f"{counted(steps, 'step')} of {each:.2f} s, measured here{targets}"
-    return decided.chosen("time", clock(before + steps * each), said)
+    return decided
 
 
 def attempt(made: Parts, accelerator: Accelerator, cuts: Sequence[MonoCut]) -> Trial | None:
@@ -283,7 +282,7 @@ def attempt(made: Parts, accelerator: Accelerator, cuts: Sequence[MonoCut]) -> T
     """
     cuda = accelerator.device.type == "cuda"
     if cuda:
-        _forget_trials()
+        forget()
     for group in made.optimizer.param_groups:
         group["lr"] = 0.0
     batch, took = batches.load(cuts, made.beside), list[float]()
@@ -309,7 +308,7 @@ def attempt(made: Parts, accelerator: Accelerator, cuts: Sequence[MonoCut]) -> T
     return Trial(seconds=min(took[1:]) / batch.seconds, peak=int(peak))
 
 
-def _forget_trials() -> None:
+def forget() -> None:
     """What trials took on a GPU counts no more."""
     gc.collect()
     if torch.cuda.is_available():

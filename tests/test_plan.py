@@ -1,13 +1,15 @@
 """What is decided before a run, and what it says it will take."""
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import Run as Command
 from conftest import make_model, quick
 
-from distilkit import distill, loop, plan, resuming, training
+from distilkit import codebooks, distill, loop, plan, resuming, training, trials
 from distilkit.cli import course
 from distilkit.encoder import Encoder, encode, exact
 from distilkit.errors import DistilkitError
@@ -200,4 +202,154 @@ def test_a_plan_takes_a_few_long_steps_or_more_short_ones(
     monkeypatch.setattr(loop, "fit", lambda *given, **settings: iter(made[: settings["steps"]]))
     job = distill.prepare([speech], teacher=str(teacher_folder), out=Path("a"), recipe=recipe)
     wanted = sum(taken[1:]) / len(taken[1:])
-    assert distill.measure(job).seconds_per_step == pytest.approx(wanted)
+    taken = distill.measure(job).taken
+    assert taken is not None
+    assert taken.seconds_per_step == pytest.approx(wanted)
+
+
+# ------------------------------------------------------------------- what a run says it will take
+
+SHORT = (
+    "--recipe", "smoke", "--set", "train.device=cpu", "--set", "batches.seconds=4", "--set",
+    "batches.micro_seconds=4", "--set", "train.validate_every=20",
+)  # fmt: skip
+LAYER = ("--set", "objective.layers=[4]")
+
+
+@pytest.mark.parametrize(("seconds", "least"), [(4.0, 1300), (120.0, 300)])
+def test_steps_are_measured_where_they_are_a_hundredth_of_the_run(
+    seconds: float, least: int
+) -> None:
+    recipe = quick(f"batches.seconds={seconds}")
+    assert plan.worth_measuring(recipe, least)
+    assert not plan.worth_measuring(recipe, least - 1)
+
+
+def table(text: str) -> dict[str, str]:
+    """The rows of the table of a plan, its last: what, and all that follows."""
+    lines = [line.split() for line in text.splitlines()]
+    begin = max(place for place, line in enumerate(lines) if line == ["plan"])
+    return {line[0]: " ".join(line[1:]) for line in lines[begin + 2 : begin + 5]}
+
+
+def test_a_run_says_what_it_will_take(
+    run: Command, speech: Path, teacher_folder: Path, transcribed: Path, letters: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Measured where that takes little beside it; what comes of the run is the same."""
+    commands = {
+        "distill": ("distill", speech, "--teacher", teacher_folder, *SHORT, *LAYER, "--set", "targets.store=fp16"),
+        "finetune-ctc": (
+            "finetune-ctc", transcribed, "--tokenizer", letters, "--model", teacher_folder, *SHORT[2:],
+            "--steps", "20",
+        ),
+    }  # fmt: skip
+    for name, command in commands.items():
+        monkeypatch.setattr(plan, "MEASURED_SHARE", 0.01)
+        code, _, err = run(*command, "--out", f"{name}-a")
+        assert code == 0, err
+        assert "measuring" not in err
+        said = table(err)
+        assert said["time"].startswith(
+            "shown as it goes 20 steps, too few to measure some beforehand"
+        )
+        assert "memory" not in said
+        assert "MiB two checkpoints, a third while one is replaced, the result" in said["disk"]
+
+        monkeypatch.setattr(plan, "MEASURED_SHARE", 1.0)
+        code, _, err = run(*command, "--out", f"{name}-b")
+        assert code == 0, err
+        assert "measuring a few steps ..." in err
+        said = table(err)
+        assert "20 steps of 0." in said["time"]
+        assert ("for the teacher's targets" in said["time"]) is (name == "distill")
+        assert "GiB the most so far, measured here" in said["memory"]
+        assert ("result, targets" in said["disk"]) is (name == "distill")
+        first, second = (Run(Path(f"{name}-{each}")) for each in "ab")
+        assert first.rows("metrics.jsonl") == second.rows("metrics.jsonl")
+
+
+def test_a_resumed_run_says_what_is_left(
+    run: Command, speech: Path, teacher_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = distill.prepare(
+        [speech], teacher=str(teacher_folder), out=Path("a"),
+        recipe=quick("objective.layers=[4]", "train.steps=20", "batches.seconds=4", "targets.store=fp16"),
+    )  # fmt: skip
+    done: list[int] = []
+    for step in distill.train(job, lambda: len(done) >= 5):
+        done.append(step.number)
+    monkeypatch.setattr(plan, "MEASURED_SHARE", 1.0)
+    code, _, err = run("distill", "--resume", "--out", "a")
+    assert code == 0, err
+    said = table(err)["time"]
+    assert f"{20 - len(done)} steps of 0." in said
+    assert "targets" not in said  # they are there
+
+
+def test_units_are_found_once(
+    run: Command, speech: Path, teacher_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While steps are measured, and for the run; a plan counts the time."""
+    found: list[object] = []
+    find = codebooks.find
+
+    def counted(*given: object, **more: object) -> codebooks.Codebook:
+        found.append(find(*given, **more))  # type: ignore[arg-type]
+        return found[-1]  # type: ignore[return-value]
+
+    monkeypatch.setattr(codebooks, "find", counted)
+    command = ("distill", speech, "--teacher", teacher_folder, *SHORT, *LAYER)
+    command += ("--set", "objective.name=units", "--set", "objective.clusters=8")
+    code, out, err = run(*command, "--out", "plain", "--plan", "--json")
+    assert code == 0, err
+    planned = json.loads(out)
+    assert planned["unit_seconds"] > 0
+    assert len(found) == 1
+    code, out, err = run(*command, "--out", "plain", "--plan")
+    assert (
+        "before them 0.0 s to find the units" in out or "s to find the units" in table(out)["time"]
+    )
+    code, _, err = run(*command, "--out", "plain")
+    assert len(found) == 3
+    monkeypatch.setattr(plan, "MEASURED_SHARE", 1.0)
+    for name, more in {"measured": (), "hours": ("--hours", "1")}.items():
+        found.clear()
+        code, _, err = run(*command, "--out", name, *more)
+        assert code == 0, err
+        assert len(found) == 1
+        assert "find the units" not in table(err)["time"]
+        for file in ("codebook.safetensors", "metrics.jsonl"):
+            assert Path(name, file).read_bytes() == Path("plain", file).read_bytes()
+
+
+def test_steps_are_measured_once(
+    run: Command, speech: Path, teacher_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    fit = loop.fit
+
+    def counted(*given: object, **more: object) -> object:
+        taken.append(1)
+        return fit(*given, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(trials.loop, "fit", counted)
+    command = ("distill", speech, "--teacher", teacher_folder, *SHORT, *LAYER)
+    for more in (["--plan", "--json"], ["--plan", "--json", "--hours", "1"]):
+        taken.clear()
+        code, out, _ = run(*command, *more)
+        assert code == 0
+        assert json.loads(out)["seconds_per_step"] > 0
+        assert len(taken) == 1
+
+
+def test_a_run_that_would_fill_the_disk_measures_nothing(
+    run: Command, speech: Path, teacher_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "MEASURED_SHARE", 1.0)
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))  # type: ignore[attr-defined]
+    monkeypatch.setattr(distill, "measure", lambda *given: pytest.fail("measured"))
+    code, _, err = run("distill", speech, "--teacher", teacher_folder, *SHORT, *LAYER, "--out", "a")
+    assert code == 1
+    assert "the run writes" in err
+    assert not Path("a").exists()

@@ -631,7 +631,9 @@ def test_a_folder_of_targets_serves_other_runs(
         "recipe": quick(*STEPS, "targets.store=fp16", folder),
     }
     job = distill.prepare([speech], out=tmp_path / "d", **options)
-    assert distill.measure(job).target_seconds == 0
+    taken = distill.measure(job).taken
+    assert taken is not None
+    assert taken.target_seconds == 0
     layers = "objective.layers=[2,4]"
     run(speech, large_folder, tmp_path / "c", "targets.store=fp16", folder, layers)
     assert len(list((tmp_path / "kept").iterdir())) == 2
@@ -642,7 +644,8 @@ def test_the_plan_says_what_it_takes(speech: Path, teacher_folder: Path, tmp_pat
     job = distill.prepare(
         [speech], teacher=str(teacher_folder), out=tmp_path / "run", recipe=recipe
     )
-    measured = distill.measure(job)
+    measured = distill.measure(job).taken
+    assert measured is not None
     assert measured.target_seconds > 0
     assert job.plan.stored_bytes > 100_000
     live = distill.disk_bytes(replace(job, plan=replace(job.plan, stored=None)))

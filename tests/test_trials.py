@@ -13,6 +13,7 @@ from conftest import quick
 
 from distilkit import config, distill, loop, plan, training, trials
 from distilkit.data import untracked
+from distilkit.distill.job import Job
 from distilkit.errors import DistilkitError
 from distilkit.kernels import Compiled
 from distilkit.plan import Plan
@@ -297,15 +298,8 @@ def taking(each: float, targets: float = 0.0) -> Callable[[Plan], plan.Measured]
     ("hours", "steps", "why"),
     [
         ("auto", 4, {}),
-        (1.0, 4, {"time": ("12 min 01 s", "4 steps of 180.25 s, measured here")}),
-        (
-            0.11,
-            2,
-            {
-                "steps": ("2", "as many as fit into 6 min 36 s: 1 pass; 4 were meant"),
-                "time": ("6 min 00 s", "2 steps of 180.25 s, measured here"),
-            },
-        ),
+        (1.0, 4, {}),
+        (0.11, 2, {"steps": ("2", "as many as fit into 6 min 36 s: 1 pass; 4 were meant")}),
     ],
 )
 def test_no_more_steps_than_time(
@@ -320,10 +314,15 @@ def test_no_more_steps_than_time(
 def test_targets_take_time_too() -> None:
     found = trials.in_time(replace(PLAN, stored="fp16"), config.Train(hours=1.0), taking(900, 1200))
     assert found.steps == 2
-    assert found.choices[-1].value == "50 min 00 s"
-    assert found.choices[-1].reason == (
-        "2 steps of 900.00 s, measured here, before them 20 min 00 s for the teacher's targets"
+
+
+def test_so_do_units() -> None:
+    measured = replace(taking(900, 600)(replace(PLAN, stored="fp16")), unit_seconds=600.0)
+    assert trials.in_time(PLAN, config.Train(hours=1.0), lambda planned: measured).steps == 2
+    assert measured.preparing == (
+        "10 min 00 s to find the units and 10 min 00 s for the teacher's targets"
     )
+    assert replace(measured, target_seconds=0.0).preparing == "10 min 00 s to find the units"
 
 
 def test_time_for_not_even_a_step() -> None:
@@ -348,9 +347,10 @@ def test_a_distillation_in_the_time_that_there_is(
     """
     asked: list[str | None] = []
 
-    def measured(job: distill.Job, track: object) -> plan.Measured:
+    def measured(job: Job, track: object) -> Job:
         asked.append(job.plan.stored)
-        return taking(120.0 if job.plan.stored else 600.0, 600.0)(job.plan)
+        taken = taking(120.0 if job.plan.stored else 600.0, 600.0)(job.plan)
+        return replace(job, taken=taken)
 
     monkeypatch.setattr(distill, "measure", measured)
     recipe = quick(f"train.hours={hours}", "targets.store=auto", "train.steps=20")

@@ -3,8 +3,9 @@
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from shlex import quote
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import typer
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
     from rich.progress import TaskID
 
+    from distilkit.config import CtcRecipe, Recipe
+    from distilkit.data import Tracker
     from distilkit.loop import Step
     from distilkit.plan import Measured, Plan
     from distilkit.runs import Run
@@ -30,9 +33,19 @@ class Job(Protocol):
         """What was decided."""
 
     @property
+    def recipe(self) -> "Recipe | CtcRecipe":
+        """Its settings."""
+
+    @property
     def facts(self) -> dict[str, Any]:
         """What run.json says."""
 
+    @property
+    def taken(self) -> "Measured | None":
+        """What a few real steps took, where they were measured."""
+
+
+AJob = TypeVar("AJob", bound=Job)
 
 MOST_WAITED = 0.1  # of the time, for audio, above which that is said
 UNITS = {"": 1.0, "mb": 2.0**-10, "mib": 2.0**-10, "gb": 1.0, "gib": 1.0, "tb": 2.0**10}  # GiB
@@ -52,40 +65,75 @@ def memory_gib(text: str) -> float:
     return float(found[1]) * UNITS[found[2]]
 
 
-def show_plan(job: Job, measured: "Measured", disk: int, json: bool) -> None:
-    """Print what would happen."""
+def foreseen(
+    job: AJob,
+    measure: Callable[[AJob, "Tracker"], AJob],
+    disk: int,
+    *,
+    planned: bool,
+    json: bool = False,
+) -> AJob:
+    """Say what a run takes, in time, memory and disk; return it with what was measured for that.
+
+    A few steps are taken where only that is asked for, or where they are few beside those of the run.
+
+    Args:
+        job: the run.
+        measure: takes the steps.
+        disk: bytes that it will write.
+        planned: nothing is going to be run; what is said is the result.
+        json: the result is a JSON document.
+
+    Raises:
+        DistilkitError: it is going to be run, and would fill the disk.
+    """
+    from distilkit import plan
     from distilkit.audio import clock
     from distilkit.cli import console
-    from distilkit.plan import gib
     from distilkit.wording import counted
 
+    if not planned:
+        plan.check_disk(job.run.folder, disk)
     left = job.plan.steps - job.run.done
-    hours = (measured.seconds_per_step * left + measured.target_seconds) / 3600
-    values = {
-        "usable_hours": round((job.facts["train_seconds"] + job.facts["valid_seconds"]) / 3600, 3),
-        "skipped": job.facts["skipped"],
-        "steps": job.plan.steps,
-        "seconds_per_step": round(measured.seconds_per_step, 3),
-        "target_seconds": round(measured.target_seconds, 1),
-        "hours": round(hours, 3),
-        "peak_memory_gib": round(measured.peak_gib, 2),
-        "disk_gib": round(disk / 2**30, 3),
-    }
-    if json:
-        console.document(values)
-        return
-    steps = f"{counted(left, 'step')} of {measured.seconds_per_step:.2f} s, measured here"
-    disk_reason = "two checkpoints, a third while one is replaced, the result" + (
-        ", targets" if job.plan.stored else ""
-    )
-    if measured.target_seconds:
-        steps += f"; before them {clock(measured.target_seconds)} for the teacher's targets"
-    rows = [
-        ("time", clock(hours * 3600), steps),
-        ("memory", f"{measured.peak_gib:.1f} GiB", "the most so far, measured here"),
-        ("disk", gib(disk), disk_reason),
-    ]
-    console.show(console.table("plan", ("what", "value", "why"), rows), to_result=True)
+    if job.taken is None and (planned or plan.worth_measuring(job.recipe, left)):
+        console.say("measuring a few steps ...")
+        job = measure(job, console.track)
+    found = job.taken
+    if found is not None and not planned:
+        found = replace(found, unit_seconds=0.0)  # they are found by now
+    kept = "two checkpoints, a third while one is replaced, the result"
+    rows = [("disk", plan.gib(disk), kept + ", targets" * bool(job.plan.stored))]
+    if found is None:
+        few = f"{counted(left, 'step')}, too few to measure some beforehand; --plan does"
+        rows.insert(0, ("time", "shown as it goes", few))
+    else:
+        seconds = found.seconds_per_step * left + found.before
+        steps = f"{counted(left, 'step')} of {found.seconds_per_step:.2f} s, measured here"
+        steps += f"; before them {found.preparing}" if found.before else ""
+        rows.insert(0, ("time", clock(seconds), steps))
+        held = "the most so far, measured here"
+        rows.insert(1, ("memory", f"{found.peak_gib:.1f} GiB", held))
+    if planned and json:
+        assert found is not None
+        console.document(
+            {
+                "usable_hours": round(
+                    (job.facts["train_seconds"] + job.facts["valid_seconds"]) / 3600, 3
+                ),
+                "skipped": job.facts["skipped"],
+                "steps": job.plan.steps,
+                "seconds_per_step": round(found.seconds_per_step, 3),
+                "unit_seconds": round(found.unit_seconds, 1),
+                "target_seconds": round(found.target_seconds, 1),
+                "hours": round(seconds / 3600, 3),
+                "peak_memory_gib": round(found.peak_gib, 2),
+                "disk_gib": round(disk / 2**30, 3),
+            }
+        )
+    else:
+        made = console.table("plan", ("what", "value", "why"), rows)
+        console.show(made, to_result=planned)
+    return job
 
 
 def resuming(kind: str, folder: "Path") -> str:

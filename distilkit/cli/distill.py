@@ -92,11 +92,10 @@ def distill(
     )
     with gone_on(job.run, job.resumed):
         announce(job, planned=plan)
-    if plan:
-        console.say("measuring a few steps ...")
-        course.show_plan(job, measure(job, console.track), disk_bytes(job), json)
-        return
-    _train(job, json)
+        disk = disk_bytes(job)
+    job = course.foreseen(job, measure, disk, planned=plan, json=json)
+    if not plan:
+        _train(job, json)
 
 
 def _train(job: "Job", json: bool) -> None:

@@ -87,18 +87,14 @@ def finetune_ctc(
     changes += [f"lora.rank={rank or 16}"] if lora else []
     job = _prepared(data or [], tokenizer, model, out, recipe, changes, merge, resume)
 
+    from distilkit import ctc
     from distilkit.training import gone_on
 
     with gone_on(job.run, job.resumed):
         _announce(job, plan)
-    if plan:
-        from distilkit import ctc
-        from distilkit.cli import console, course
-
-        console.say("measuring a few steps ...")
-        course.show_plan(job, ctc.measure(job, console.track), ctc.disk_bytes(job), json)
-        return
-    _train(job, json)
+    job = course.foreseen(job, ctc.measure, ctc.disk_bytes(job), planned=plan, json=json)
+    if not plan:
+        _train(job, json)
 
 
 def _prepared(

@@ -46,6 +46,7 @@ from distilkit.errors import DistilkitError
 from distilkit.files import replacing
 from distilkit.hub import default_model
 from distilkit.noise import recordings
+from distilkit.plan import Measured, Plan
 from distilkit.recognisers import BASE
 from distilkit.runs import Run
 from distilkit.teachers import Checkpoint
@@ -69,10 +70,11 @@ class Job:
     tokenizer: Tokenizer
     train: Sequence[MonoCut]
     valid: Sequence[MonoCut]
-    plan: plan.Plan
+    plan: Plan
     resumed: bool
     facts: dict[str, Any]  # what run.json says
     collection: data.Collection | None  # None when resumed
+    taken: Measured | None = None  # what a few real steps took, where they were measured
 
 
 def prepare(
@@ -179,10 +181,16 @@ def prepare(
 
 def _in_time(job: Job, track: data.Tracker) -> Job:
     """The job with no more steps than fit into the time that may be taken."""
-    decided = trials.in_time(
-        job.plan, job.recipe.train, lambda planned: measure(replace(job, plan=planned), track)
-    )
-    return replace(job, plan=decided, facts=job.facts | {"plan": asdict(decided)})
+    measured = job
+
+    def taken(planned: plan.Plan) -> plan.Measured:
+        nonlocal measured
+        measured = measure(replace(measured, plan=planned), track)
+        assert measured.taken is not None
+        return measured.taken
+
+    decided = trials.in_time(job.plan, job.recipe.train, taken)
+    return replace(measured, plan=decided, facts=job.facts | {"plan": asdict(decided)})
 
 
 def _settled(job: Job, longest: float) -> Job:
@@ -314,16 +322,19 @@ def parts(job: Job, accelerator: Accelerator) -> training.Parts:
     )
 
 
-def measure(job: Job, track: data.Tracker = data.untracked) -> plan.Measured:
-    """Take a few real steps of a job, keep nothing of them, and say what all of them would take.
+def measure(job: Job, track: data.Tracker = data.untracked) -> Job:
+    """The job with what a few real steps of it take; of them nothing is kept.
 
     Args:
         job: from `prepare`.
         track: wraps an iterable to show progress.
     """
     accelerator = loop.accelerator(job.plan.device, job.plan.precision)
-    made = parts(job, accelerator)
-    return trials.measure(job.recipe, job.plan, made, accelerator, job.train, track)
+    taken = trials.measure(
+        job.recipe, job.plan, parts(job, accelerator), accelerator, job.train, track
+    )
+    trials.forget()
+    return replace(job, taken=taken)
 
 
 def disk_bytes(job: Job) -> int:

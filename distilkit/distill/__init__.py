@@ -13,6 +13,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+
 from distilkit import (
     __version__,
     assembly,
@@ -35,7 +37,14 @@ from distilkit.assembly import Distiller, Existing
 from distilkit.audio import frames
 from distilkit.distill import keeping
 from distilkit.distill.job import Job
-from distilkit.distill.parts import all_stored, assemble, likely, targets_of
+from distilkit.distill.parts import (
+    all_stored,
+    assemble,
+    features,
+    found_codebook,
+    likely,
+    targets_of,
+)
 from distilkit.encoder import Encoder
 from distilkit.errors import DistilkitError
 from distilkit.files import replacing
@@ -191,19 +200,22 @@ def _in_time(job: Job, track: data.Tracker) -> Job:
     if job.plan.stored and job.recipe.targets.store == "auto":
         why = "the teacher runs beside the student: there is no time for two passes"
         beside = job.plan.chosen("targets", "as it goes", why, stored=None, stored_bytes=0)
-    decided = trials.in_time(
-        job.plan,
-        job.recipe.train,
-        lambda planned: measure(replace(job, plan=planned), track),
-        beside,
-    )
+    measured = job
+
+    def taken(planned: plan.Plan) -> plan.Measured:
+        nonlocal measured
+        measured = measure(replace(measured, plan=planned), track)
+        assert measured.taken is not None
+        return measured.taken
+
+    decided = trials.in_time(job.plan, job.recipe.train, taken, beside)
     if decided.stored and decided.steps != job.plan.steps:
         told = next(choice for choice in decided.choices if choice.name == "targets")
         meant, left = (
             plan.for_passes(each.steps / each.steps_per_pass) for each in (job.plan, decided)
         )
         decided = decided.chosen("targets", told.value, told.reason.replace(meant, left))
-    return replace(job, plan=decided, facts=job.facts | {"plan": asdict(decided)})
+    return replace(measured, plan=decided, facts=job.facts | {"plan": asdict(decided)})
 
 
 def train(
@@ -287,8 +299,9 @@ def distill(audio: Sequence[str | Path], **options: Any) -> Path:
     return job.run.folder / "student"
 
 
-def measure(job: Job, track: data.Tracker = data.untracked) -> plan.Measured:
-    """Take a few real steps of a job, keep nothing of them, and say what all of them would take.
+def measure(job: Job, track: data.Tracker = data.untracked) -> Job:
+    """The job with what a few real steps of it take; of them nothing is kept but the units, where they are
+    found for it.
 
     The first step warms up and does not count.
 
@@ -297,7 +310,21 @@ def measure(job: Job, track: data.Tracker = data.untracked) -> plan.Measured:
         track: wraps an iterable to show progress.
     """
     accelerator = loop.accelerator(job.plan.device, job.plan.precision)
-    made, targets = assemble(job, accelerator)
+    finding = job.taken.unit_seconds if job.taken else 0.0
+    if finds_units(job):
+        began = time.perf_counter()
+        job = replace(job, units=found_codebook(job, accelerator, features(job, accelerator), None))
+        finding = trials.most(time.perf_counter() - began)
+    found = _taken(job, accelerator, track)
+    trials.forget()
+    return replace(job, taken=replace(found, unit_seconds=finding))
+
+
+def _taken(job: Job, accelerator: Accelerator, track: data.Tracker) -> plan.Measured:
+    """What steps take, and the targets before them."""
+    codebook = job.run.folder / codebooks.FILE
+    with training.gone_on(job.run, job.resumed):
+        made, targets = assemble(job, accelerator, codebook if codebook.is_file() else None)
     if not job.plan.stored:
         return trials.measure(job.recipe, job.plan, made, accelerator, job.train, track)
     own = accelerator.process_index, accelerator.num_processes
@@ -355,7 +382,7 @@ def _existing(name: str, settings: config.Recipe) -> tuple[Existing, dict[str, A
 def finds_units(job: Job) -> bool:
     """Whether training begins with finding the units, which may take minutes."""
     objective = job.recipe.objective
-    found = (job.run.folder / codebooks.FILE).is_file()
+    found = job.units is not None or (job.run.folder / codebooks.FILE).is_file()
     return objective.name == "units" and not objective.codebook and not found
 
 

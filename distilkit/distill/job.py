@@ -6,9 +6,11 @@ from typing import Any
 
 from lhotse import MonoCut
 
-from distilkit import config, data, plan
+from distilkit import config, data
 from distilkit.assembly import Existing
+from distilkit.codebooks import Codebook
 from distilkit.encoder import Encoder
+from distilkit.plan import Measured, Plan
 from distilkit.runs import Run
 from distilkit.teachers import Checkpoint
 
@@ -24,7 +26,9 @@ class Job:
     existing: Existing | None  # a student to go on with
     train: Sequence[MonoCut]
     valid: Sequence[MonoCut]
-    plan: plan.Plan
+    plan: Plan
     resumed: bool
     facts: dict[str, Any]  # what run.json says
     collection: data.Collection | None  # None when resumed
+    taken: Measured | None = None  # what a few real steps took, where they were measured
+    units: Codebook | None = None  # found while measuring

@@ -53,13 +53,13 @@ def targets_of(job: Job, accelerator: Accelerator, keep: Path | None) -> Targets
     objective = job.recipe.objective
     if job.teacher is None and objective.features == "layers":
         return all_stored
-    seen = _features(job, accelerator)
+    seen = features(job, accelerator)
     if objective.name == "units":
         return live_units(seen, found_codebook(job, accelerator, seen, keep))
     return seen
 
 
-def _features(job: Job, accelerator: Accelerator) -> Targets:
+def features(job: Job, accelerator: Accelerator) -> Targets:
     """What the targets are, or are units of, as the plan has it computed."""
     decided, front = job.plan, bool(job.plan.front_width)
     return assembly.features(
@@ -88,7 +88,7 @@ def likely(job: Job, accelerator: Accelerator, decided: plan.Plan) -> training.P
     if job.plan.stored:
         made, _ = assemble(tried, accelerator, targets=all_stored)
         return replace(made, beside=lambda cut, wave_S: nothing(wave_S))
-    seen = _features(tried, accelerator)
+    seen = features(tried, accelerator)
 
     def units(wave_BS: Tensor, lengths: Sequence[int]) -> list[Tensor]:
         seen(wave_BS, lengths)
@@ -109,7 +109,7 @@ def found_codebook(
     if keep is not None and keep.is_file():
         return codebooks.load(keep)
     told = job.facts["teacher"]
-    found = assembly.codebook(
+    found = job.units or assembly.codebook(
         job.recipe,
         seen,
         job.train,
