@@ -1,6 +1,7 @@
 """What is decided before a run, and what it says it will take."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from conftest import make_model, quick
 
 from distilkit import codebooks, distill, loop, plan, resuming, training, trials
 from distilkit.cli import course
+from distilkit.distill.job import Job
 from distilkit.encoder import Encoder, encode, exact
 from distilkit.errors import DistilkitError
 from distilkit.kernels import Compiled
@@ -353,3 +355,42 @@ def test_a_run_that_would_fill_the_disk_measures_nothing(
     assert code == 1
     assert "the run writes" in err
     assert not Path("a").exists()
+
+
+def test_units_are_found_once_whatever_is_measured(
+    speech: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With targets stored, then with the teacher beside the student, and of a run that is resumed."""
+    found: list[int] = []
+    find = codebooks.find
+
+    def counted(*given: object, **more: object) -> codebooks.Codebook:
+        found.append(1)
+        return find(*given, **more)  # type: ignore[arg-type]
+
+    def taken(job: Job, *given: object) -> plan.Measured:
+        measured.append(job.plan.stored)
+        return plan.Measured(seconds_per_step=300.0, peak_gib=1.0)
+
+    measured: list[str | None] = []
+    monkeypatch.setattr(codebooks, "find", counted)
+    recipe = quick(
+        "objective.name=units", "objective.layers=[4]", "objective.clusters=8", "targets.store=auto",
+        "train.steps=20", "train.hours=0.25",
+    )  # fmt: skip
+    with monkeypatch.context() as changed:
+        changed.setattr(distill, "_taken", taken)
+        job = distill.prepare(
+            [speech], teacher=str(teacher_folder), out=tmp_path / "a", recipe=recipe
+        )
+    assert (measured, len(found)) == (["fp16", None], 1)
+    assert job.taken is not None
+    assert job.taken.unit_seconds > 0
+    assert not distill.finds_units(job)
+    job = replace(job, plan=replace(job.plan, steps=4))
+    for _ in distill.train(job, lambda: True):
+        pass
+    again = distill.measure(distill.prepare([], out=tmp_path / "a", resume=True))
+    assert again.taken is not None
+    assert again.taken.unit_seconds == 0
+    assert len(found) == 1
