@@ -28,6 +28,7 @@ from distilkit.encoder import (
 )
 from distilkit.errors import DistilkitError
 from distilkit.kernels import STOCK, Kernels
+from distilkit.listeners import in_order
 from distilkit.noise import Noises, disturb
 from distilkit.objectives import (
     OBJECTIVES,
@@ -277,6 +278,7 @@ def codebook(
     micro_seconds: float,
     device: torch.device,
     model: str,
+    track: data.Tracker = data.untracked,
 ) -> Codebook:
     """The codebook that the recipe names, else one that is found on the audio.
 
@@ -287,6 +289,7 @@ def codebook(
         micro_seconds: audio in memory at once.
         device: where the features are computed.
         model: the teacher's fingerprint; empty where there is none.
+        track: wraps an iterable to show progress.
 
     Raises:
         DistilkitError: a codebook that does not fit, or too little audio.
@@ -295,12 +298,14 @@ def codebook(
     if settings.codebook:
         return given_codebook(settings, model)
     count = max(1, len(target_layers(settings)))  # what lies behind is not clustered
-    chosen = batches.whole(clustered(windows, recipe), micro_seconds)
+    chosen = clustered(windows, recipe)
+    taken = track(
+        batches.whole(chosen, micro_seconds),
+        description="finding the units, batches",
+        total=len(list(in_order(data.samples(chosen), micro_seconds))),
+    )
     return codebooks.find(
-        (
-            (seen(batch.wave_BS.to(device), batch.lengths)[:count], batch.lengths)
-            for batch in chosen
-        ),
+        ((seen(batch.wave_BS.to(device), batch.lengths)[:count], batch.lengths) for batch in taken),
         settings.clusters,
         source(settings, model),
         recipe.train.seed,

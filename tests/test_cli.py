@@ -569,13 +569,13 @@ def test_the_time_left_is_that_of_the_steps(
 ) -> None:
     from distilkit import distill
 
-    slow = distill.parts.found_codebook
+    slow = distill.found_codebook
 
     def slower(*given: object) -> object:
         time.sleep(3.0)  # what is found before the first step
         return slow(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(distill.parts, "found_codebook", slower)
+    monkeypatch.setattr(distill, "found_codebook", slower)
     changes = ["objective.name=units", "objective.clusters=8", "objective.layers=[2]"]
     typed = [word for change in changes for word in ("--set", change)]
     code, _, err = run("distill", speech, "--teacher", teacher_folder, *QUICK, *typed)

@@ -1,6 +1,7 @@
 """What is decided before a run, and what it says it will take."""
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -394,3 +395,40 @@ def test_units_are_found_once_whatever_is_measured(
     assert again.taken is not None
     assert again.taken.unit_seconds == 0
     assert len(found) == 1
+
+
+def test_finding_units_shows_how_far_it_is(
+    speech: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    shown: list[tuple[str, int, int]] = []
+
+    def track(items: Iterable[object], *, description: str, total: int) -> Iterator[object]:
+        taken = list(items)
+        shown.append((description, len(taken), total))
+        yield from taken
+
+    recipe = quick(
+        "objective.name=units", "objective.layers=[4]", "objective.clusters=8", "train.steps=2",
+        "batches.micro_seconds=4",
+    )  # fmt: skip
+    job = distill.prepare([speech], teacher=str(teacher_folder), out=tmp_path / "a", recipe=recipe)
+    for _ in distill.train(job, track=track):
+        pass
+    (found,) = [each for each in shown if "units" in each[0]]
+    assert found[1] == found[2] > 2
+
+
+def test_a_process_that_comes_late_keeps_units_with_the_others(
+    speech: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    """All wait for the one that writes, though it may have written by then."""
+    recipe = quick("objective.name=units", "objective.layers=[4]", "objective.clusters=8")
+    job = distill.prepare([speech], teacher=str(teacher_folder), out=tmp_path / "a", recipe=recipe)
+    job = distill.measure(job)
+    assert job.units is not None
+    file = tmp_path / "codebook.safetensors"
+    codebooks.save(job.units, file)
+    waited: list[int] = []
+    late = SimpleNamespace(is_main_process=False, wait_for_everyone=lambda: waited.append(1))
+    distill.parts.found_codebook(job, late, None, file)  # type: ignore[attr-defined, arg-type]
+    assert waited == [1]

@@ -195,12 +195,20 @@ def test_clips_are_those_of_the_process_in_which_it_went_wrong(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("store", ["auto", "none"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["targets.store=auto"],
+        ["targets.store=none"],
+        ["objective.name=units", "objective.layers=[4]", "objective.clusters=8"],
+    ],
+    ids=["stored", "live", "units"],
+)
 def test_two_processes_stop_in_the_time_that_they_have(
-    store: str, speech: Path, teacher_folder: Path, tmp_path: Path
+    changes: list[str], speech: Path, teacher_folder: Path, tmp_path: Path
 ) -> None:
-    """What they measure differs, and both make as many steps."""
-    recipe = quick(*CHANGES, "train.steps=1000000", f"targets.store={store}", "train.hours=0.004")
+    """What they measure differs, and both make as many steps, on the same units."""
+    recipe = quick(*CHANGES, "train.steps=1000000", "train.hours=0.004", *changes)
     (tmp_path / "recipe.toml").write_text(config.dump_recipe(recipe))
     arguments = [speech, "--teacher", teacher_folder, "--recipe", tmp_path / "recipe.toml"]
     ended(launch(2, *arguments, "--out", tmp_path / "two"))

@@ -251,6 +251,8 @@ def train(
     accelerator.wait_for_everyone()  # the folder is there
     with training.holding(run, accelerator):
         codebook, store = run.folder / codebooks.FILE, None
+        with training.gone_on(run, job.resumed):
+            job = _with_units(job, accelerator, track)
         if decided.stored:
             with training.gone_on(run, job.resumed):
                 targets = targets_of(job, accelerator, codebook)
@@ -313,11 +315,19 @@ def measure(job: Job, track: data.Tracker = data.untracked) -> Job:
     finding = job.taken.unit_seconds if job.taken else 0.0
     if finds_units(job):
         began = time.perf_counter()
-        job = replace(job, units=found_codebook(job, accelerator, features(job, accelerator), None))
+        job = _with_units(job, accelerator, track)
         finding = trials.most(time.perf_counter() - began)
     found = _taken(job, accelerator, track)
     trials.forget()
     return replace(job, taken=replace(found, unit_seconds=finding))
+
+
+def _with_units(job: Job, accelerator: Accelerator, track: data.Tracker) -> Job:
+    """The job with its units, where they have to be found."""
+    if not finds_units(job):
+        return job
+    seen = features(job, accelerator)
+    return replace(job, units=found_codebook(job, accelerator, seen, None, track))
 
 
 def _taken(job: Job, accelerator: Accelerator, track: data.Tracker) -> plan.Measured:

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from distilkit import assembly, codebooks, loop, plan, training
+from distilkit import assembly, codebooks, data, loop, plan, training
 from distilkit.audio import frames
 from distilkit.distill.job import Job
 from distilkit.distill.keeping import widths
@@ -103,10 +103,17 @@ def all_stored(wave_BS: Tensor, lengths: Sequence[int]) -> list[Tensor]:
 
 
 def found_codebook(
-    job: Job, accelerator: Accelerator, seen: Targets, keep: Path | None
+    job: Job,
+    accelerator: Accelerator,
+    seen: Targets,
+    keep: Path | None,
+    track: data.Tracker = data.untracked,
 ) -> codebooks.Codebook:
-    """The units of a run, kept beside it."""
-    if keep is not None and keep.is_file():
+    """The units of a run, kept beside it.
+
+    Where they are the job's, all processes keep them together, whatever one of them finds already there.
+    """
+    if keep is not None and keep.is_file() and job.units is None:
         return codebooks.load(keep)
     told = job.facts["teacher"]
     found = job.units or assembly.codebook(
@@ -116,6 +123,7 @@ def found_codebook(
         job.plan.micro_seconds,
         accelerator.device,
         told["fingerprint"] if told else "",
+        track,
     )
     if keep is None:
         return found
