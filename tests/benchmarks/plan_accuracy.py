@@ -1,7 +1,8 @@
 """What `distilkit distill --plan` says of time and memory, against what then happens.
 
-Plans and runs take turns, each in a process of its own. Time is the whole run's from its first step (or its first
-target) to its last, without validation; memory is the process's peak.
+Plans and runs take turns, each in a process of its own: seconds of a step in the mean; seconds of the whole run, from
+when its folder is there until its last step is over, with all that comes in between, said as units, targets and steps;
+memory, the process's peak.
 
 python tests/benchmarks/plan_accuracy.py AUDIO [--teacher tiny] [--recipe demo] [--steps 40] [--rounds 3] [--set K=V] [--record]
 """
@@ -26,10 +27,12 @@ def distil(*arguments: object) -> str:
 
 
 def took(run: Path) -> dict[str, float]:
-    """Seconds of a step and GiB at the most, as they were."""
+    """Seconds of a step and of all, and GiB at the most, as they were."""
+    began, ended = ((run / name).stat().st_mtime for name in ("skipped.tsv", "speed.jsonl"))
     rows = [json.loads(line) for line in (run / "speed.jsonl").read_text().splitlines()]
     return {
         "seconds_per_step": mean(row["seconds"] for row in rows[1:]),
+        "seconds": ended - began,
         "peak_memory_gib": max(row["peak_gib"] for row in rows),
     }
 
@@ -51,6 +54,8 @@ def main() -> None:
     found: list[dict[str, Any]] = []
     for number in range(asked.rounds):
         said = json.loads(distil(asked.audio, *options, "--plan", "--json"))
+        said["seconds"] = said["unit_seconds"] + said["target_seconds"]
+        said["seconds"] += said["steps"] * said["seconds_per_step"]
         with tempfile.TemporaryDirectory() as folder:
             distil(asked.audio, *options, "--out", f"{folder}/run")
             was = took(Path(folder) / "run")
