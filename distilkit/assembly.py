@@ -28,7 +28,6 @@ from distilkit.encoder import (
 )
 from distilkit.errors import DistilkitError
 from distilkit.kernels import STOCK, Kernels
-from distilkit.listeners import in_order
 from distilkit.noise import Noises, disturb
 from distilkit.objectives import (
     OBJECTIVES,
@@ -302,7 +301,7 @@ def codebook(
     taken = track(
         batches.whole(chosen, micro_seconds),
         description="finding the units, batches",
-        total=len(list(in_order(data.samples(chosen), micro_seconds))),
+        total=batches.count(chosen, micro_seconds),
     )
     return codebooks.find(
         ((seen(batch.wave_BS.to(device), batch.lengths)[:count], batch.lengths) for batch in taken),

@@ -231,6 +231,11 @@ def whole(
         yield load([cuts[index] for index in chosen], beside)
 
 
+def count(cuts: Sequence[MonoCut], micro_seconds: float) -> int:
+    """How many micro-batches `whole` makes."""
+    return len(in_order(data.samples(cuts), micro_seconds))
+
+
 def ahead(groups: Iterable[Sequence[MonoCut]]) -> Iterator[Batch]:
     """A micro-batch of each group of windows, the next ones read while one is used.
 

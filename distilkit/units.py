@@ -13,7 +13,7 @@ from lhotse import MonoCut
 
 from distilkit import cards, codebooks, config, data, leftovers, stored
 from distilkit.audio import frames
-from distilkit.batches import whole
+from distilkit.batches import count, whole
 from distilkit.codebooks import Codebook, Source
 from distilkit.encoder import Encoder, fingerprint
 from distilkit.errors import DistilkitError, enclosed_below
@@ -100,7 +100,9 @@ def units(
         kept = given or parts / codebooks.FILE
         if not kept.is_file():
             batches = track(
-                whole(chosen, MICRO_SECONDS), description="finding clusters", total=len(chosen)
+                whole(chosen, MICRO_SECONDS),
+                description="finding clusters, batches",
+                total=count(chosen, MICRO_SECONDS),
             )
             features = (
                 (seen(batch.wave_BS.to(device), batch.lengths), batch.lengths) for batch in batches

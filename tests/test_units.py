@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -327,3 +328,19 @@ def test_what_is_begun_is_not_written_to_where_a_link_leads_out(
     with pytest.raises(DistilkitError, match="is a link to"):
         units([speech], out, clusters=12)
     assert sorted(mine.iterdir()) == before
+
+
+def test_how_far_it_is(speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bars end where their work ends: clusters are found on batches, units of windows."""
+    monkeypatch.setattr(unit_finding, "MICRO_SECONDS", 8.0)
+    shown: dict[str, tuple[int, int]] = {}
+
+    def track(items: Iterable[Any], *, description: str, total: int) -> Iterator[Any]:
+        taken = list(items)
+        shown[description] = len(taken), total
+        yield from taken
+
+    units([speech], tmp_path / "out", clusters=12, track=track)
+    assert shown["finding clusters, batches"][0] < 12
+    assert shown["units"][0] == 12
+    assert all(done == total for done, total in shown.values()), shown
