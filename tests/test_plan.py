@@ -264,7 +264,7 @@ def test_a_run_says_what_it_will_take(
         assert code == 0, err
         assert "measuring a few steps ..." in err
         said = table(err)
-        assert "20 steps of 0." in said["time"]
+        assert said["time"].partition(" 20 steps of ")[2]
         assert ("for the teacher's targets" in said["time"]) is (name == "distill")
         assert "GiB the most so far, measured here" in said["memory"]
         assert ("result, targets" in said["disk"]) is (name == "distill")
@@ -286,7 +286,7 @@ def test_a_resumed_run_says_what_is_left(
     code, _, err = run("distill", "--resume", "--out", "a")
     assert code == 0, err
     said = table(err)["time"]
-    assert f"{20 - len(done)} steps of 0." in said
+    assert f"{20 - len(done)} steps of " in said
     assert "targets" not in said  # they are there
 
 
